@@ -36,7 +36,7 @@ from bitexact.vim import Block, Vim, VimConfig
 from intsim import __version__
 from intsim.arithmetic import ROUNDINGS
 from intsim.builder import Builder, Out
-from intsim.oracle import run_operator
+from intsim.engine import run_operator
 from intsim.errors import UserError
 from intsim.operators.rom import FUNCTIONS
 from intsim.program import Array, Program
@@ -615,7 +615,7 @@ class _Lowering:
     ) -> None:
         """Adds the operator, runs it on every calibration image and keeps its outputs."""
         op = self.b.add(kind, name, inputs, constants, attributes, outputs)
-        self.q.update(run_operator(self.b.program, op, {n: self.q[n] for n in inputs.values()}))
+        self.q.update(run_operator(self.b.program, op, {n: self.q[n] for n in inputs.values()}, tuple(outputs)))
         self.done += 1
         if self.progress is not None:
             self.progress(self.done, self.total, name)
@@ -696,7 +696,7 @@ class _ScanPlan:
         trial.program.constants = dict(program.constants)
         trial.program.arrays = dict(program.arrays)
         op = trial.add("scan", self.name, self.ports, constants, {"abar_fraction": 15}, outputs)
-        made = run_operator(trial.program, op, self.inputs, taps=("y_acc", "h"))
+        made = run_operator(trial.program, op, self.inputs, ("y_acc", "h"))
         y_acc = torch.from_numpy(made[f"{self.name}.y_acc"].astype(np.float64))
         y_acc = y_acc * torch.from_numpy(np.exp2((e_h + e_c).astype(np.float64)))
         h = made[f"{self.name}.h"]

@@ -12,7 +12,7 @@ import numpy as np
 from intsim.arithmetic import int64, limits
 from intsim.errors import UserError
 from intsim.operators import KINDS, View
-from intsim.program import Array, Operator, Program
+from intsim.program import Array, Program
 from intsim.taps import select
 
 
@@ -56,17 +56,3 @@ class Oracle:
             for name in names:
                 parts[name].append(every[name])
         return {name: np.stack(part) for name, part in parts.items()}
-
-
-def run_operator(program: Program, op: Operator, values: dict[str, Array], taps: Iterable[str] = ()) -> dict[str, Array]:
-    """Runs one operator by its definition.  values: its inputs by tensor name, [batch, *shape].
-
-    Returns every output tensor, [batch, *shape] in its container (`taps` is accepted for the engine's sake).
-    """
-    kind, view = KINDS[op.kind], View(program, op)
-    parts: dict[str, list[Array]] = {port: [] for port in op.outputs}
-    for i in range(len(next(iter(values.values())))):
-        made = kind.run(view, {port: int64(values[name][i]) for port, name in op.inputs.items()})
-        for port in op.outputs:
-            parts[port].append(made[port].astype(program.tensors[op.tensor(port)].dtype))
-    return {op.tensor(port): np.stack(part) for port, part in parts.items()}

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,7 @@ MARK = rb"\"sha256\":\""
 ZEROS = b"0" * 64
 MAX_HEADER = 64 << 20
 MAX_FILE = 4 << 30
+MAX_MESSAGE = 1000
 
 
 def describe(program: Program) -> dict[str, Any]:
@@ -48,7 +50,10 @@ def describe(program: Program) -> dict[str, Any]:
 
 def program_bytes(program: Program) -> bytes:
     """The file's bytes, the same for the same Program; also sets `program.digest`."""
-    text = json.dumps(describe(program), separators=(",", ":"), ensure_ascii=True)
+    try:
+        text = json.dumps(describe(program), separators=(",", ":"), ensure_ascii=True, allow_nan=False)
+    except (TypeError, ValueError, RecursionError) as problem:
+        raise ProgramError(f"provenance cannot be written as JSON: {problem}") from None
     data = safetensors.numpy.save(dict(program.arrays), metadata={KEY: text})
     at = data.find(MARK)
     if at < 0:
@@ -75,23 +80,36 @@ def load_program(path: str | os.PathLike[str]) -> Program:
     """
     try:
         size = os.path.getsize(path)
+        if not os.path.isfile(path):  # a device or a pipe may never end
+            raise ProgramError("cannot be read: it is not a regular file")
         if size > MAX_FILE:
             raise ProgramError(f"it has {size} bytes, at most {MAX_FILE} are allowed")
         data = Path(path).read_bytes()
     except OSError as problem:
         raise ProgramError(f"{path}: cannot be read: {problem.strerror}") from None
-    except ProgramError as problem:
+    except ValueError as problem:  # ProgramError is one
         raise ProgramError(f"{path}: {problem}") from None
     try:
         return parse_program(data)
     except ProgramError as problem:
         raise ProgramError(f"{path}: {problem}") from None
-    except RecursionError:
-        raise ProgramError(f"{path}: the description is nested too deeply") from None
 
 
 def parse_program(data: bytes) -> Program:
-    """A Program from the bytes of its file; ProgramError if anything is wrong."""
+    """A Program from the bytes of its file; ProgramError, one printable line, if anything is wrong."""
+    try:
+        return _parse(data)
+    except ProgramError as problem:
+        raise ProgramError(one_line(str(problem))) from None
+
+
+def one_line(message: str) -> str:
+    """A message without the line breaks and control characters that a file can smuggle into it, and not too long."""
+    shown = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in message)
+    return shown if len(shown) <= MAX_MESSAGE else shown[:MAX_MESSAGE] + "..."
+
+
+def _parse(data: bytes) -> Program:
     if len(data) < 8:
         raise ProgramError(f"not a Program file: it has only {len(data)} bytes")
     length = int.from_bytes(data[:8], "little")
@@ -106,22 +124,50 @@ def parse_program(data: bytes) -> Program:
     if digest.encode() != stated:
         raise ProgramError("the sha256 of its content is not the one it states: the file was changed or truncated")
     try:
-        header = json.loads(data[8 : 8 + length])
-        text = header["__metadata__"][KEY]
-        description = json.loads(text)
+        header = strict_json(data[8 : 8 + length].decode())
+        metadata = header["__metadata__"]
+        if not isinstance(metadata, dict) or set(metadata) != {KEY}:
+            raise ProgramError(f"not a Program file: its __metadata__ must have the key {KEY!r} and no other")
+        description = strict_json(metadata[KEY])
         arrays = safetensors.numpy.load(data)
-    except (ValueError, KeyError, TypeError, AttributeError, safetensors.SafetensorError) as problem:
+    except ProgramError:
+        raise
+    except RecursionError:
+        raise ProgramError("not a Program file: its JSON is nested too deeply") from None
+    except Exception as problem:  # whatever safetensors raises, for instance for a dtype that NumPy lacks
         raise ProgramError(f"not a Program file: {type(problem).__name__}: {problem}") from None
     try:
         program = from_description(description)
+    except ProgramError:
+        raise
     except (KeyError, TypeError, ValueError, AttributeError) as problem:
-        if isinstance(problem, ProgramError):
-            raise
         raise ProgramError(f"the description is malformed: {type(problem).__name__}: {problem}") from None
+    if description["sha256"] != digest:
+        raise ProgramError("the first sha256 in its bytes is not the description's")
     program.arrays = arrays
     program.digest = digest
     validate(program)
     return program
+
+
+def strict_json(text: str) -> Any:
+    """JSON as RFC 8259 has it: no NaN, no infinity, and no name twice in an object."""
+
+    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        found: dict[str, Any] = {}
+        for name, value in pairs:
+            if name in found:
+                raise ProgramError(f"its JSON has the name {name!r} twice in one object")
+            found[name] = value
+        return found
+
+    def refuse(number: str) -> float:
+        raise ProgramError(f"its JSON holds {number}, which is not a finite number")
+
+    def finite(number: str) -> float:
+        return float(number) if math.isfinite(float(number)) else refuse(number)
+
+    return json.loads(text, object_pairs_hook=unique, parse_constant=refuse, parse_float=finite)
 
 
 def from_description(d: dict[str, Any]) -> Program:
@@ -129,54 +175,64 @@ def from_description(d: dict[str, Any]) -> Program:
     if d["format"] != "intsim-program":
         raise ProgramError(f"format is {d['format']!r}, must be 'intsim-program'")
     if not isinstance(d["spec"], str) or d["spec"].split(".")[0] != SPEC_VERSION.split(".")[0]:
-        raise ProgramError(f"it was made for SPEC version {d['spec']}, this is {SPEC_VERSION}")
+        raise ProgramError(f"it was made for SPEC version {d['spec']!r}, this is {SPEC_VERSION}")
     for name in ("name", "profile", "rounding"):
         text(d[name], name)
-    image = (d["image"]["height"], d["image"]["width"], d["image"]["channels"])
-    program = Program(d["name"], d["profile"], d["rounding"], image, [text(c, "class") for c in d["classes"]])
-    program.provenance = dict(d["provenance"])
+    for name in ("image", "provenance", "tensors", "constants"):
+        typed(d[name], dict, name)
+    height, width, channels = (integer(d["image"][n], "image", n) for n in ("height", "width", "channels"))
+    classes = [text(c, "class") for c in typed(d["classes"], list, "classes")]
+    program = Program(d["name"], d["profile"], d["rounding"], (height, width, channels), classes, d["provenance"])
     for name, t in d["tensors"].items():
-        program.tensors[name] = Tensor(
-            name,
-            text(t["role"], "role"),
-            *declared(name, t),
-        )
+        program.tensors[name] = Tensor(name, text(t["role"], "role"), *declared(name, t))
     for name, c in d["constants"].items():
         program.constants[name] = Constant(name, *declared(name, c))
-    for o in d["operators"]:
+    for o in typed(d["operators"], list, "operators"):
         inputs = {text(k, "port"): text(v, "input") for k, v in o["inputs"].items()}
         constants = {text(k, "role"): text(v, "constant") for k, v in o["constants"].items()}
-        outputs = tuple(text(p, "port") for p in o["outputs"])
+        outputs = tuple(text(p, "port") for p in typed(o["outputs"], list, "outputs"))
+        attributes = typed(o["attributes"], dict, "attributes")
         program.operators.append(
-            Operator(text(o["name"], "name"), text(o["kind"], "kind"), inputs, constants, dict(o["attributes"]), outputs)
+            Operator(text(o["name"], "name"), text(o["kind"], "kind"), inputs, constants, attributes, outputs)
         )
     return program
 
 
 def declared(name: str, d: dict[str, Any]) -> tuple[Any, ...]:
     """(axes, shape, bits, signed, exponent, terms) of a tensor or constant."""
-    axes = tuple(text(a, "axis") for a in d["axes"])
-    shape = tuple(integer(n, name, "shape") for n in d["shape"])
+    axes = tuple(text(a, "axis") for a in typed(d["axes"], list, "axes"))
+    shape = tuple(integer(n, name, "shape") for n in typed(d["shape"], list, "shape"))
     if not isinstance(d["signed"], bool):
-        raise ProgramError(f"{name}: signed is {d['signed']!r}, must be true or false")
+        raise ProgramError(f"{name}: signed is {brief(d['signed'])}, must be true or false")
     exponent = None if d["exponent"] is None else integer(d["exponent"], name, "exponent")
     terms = []
-    for t in d["terms"]:
+    for t in typed(d["terms"], list, "terms"):
         if "offset" in t:
             terms.append(Term(text(t["axis"], "axis"), offset=text(t["offset"], "offset")))
         else:
-            shifts = tuple(integer(s, name, "shift") for s in t["shifts"])
+            shifts = tuple(integer(s, name, "shift") for s in typed(t["shifts"], list, "shifts"))
             terms.append(Term(text(t["axis"], "axis"), shifts=shifts, index=text(t["index"], "index")))
     return axes, shape, integer(d["bits"], name, "bits"), d["signed"], exponent, tuple(terms)
 
 
 def text(value: Any, what: str) -> str:
-    if not isinstance(value, str):
-        raise ProgramError(f"{what} is {value!r}, must be text")
+    return typed(value, str, what)
+
+
+def typed(value: Any, kind: type, what: str) -> Any:
+    if not isinstance(value, kind):
+        names = {str: "text", list: "a list", dict: "an object"}
+        raise ProgramError(f"{what} is {brief(value)}, must be {names[kind]}")
     return value
 
 
 def integer(value: Any, name: str, what: str) -> int:
-    if not isinstance(value, int) or isinstance(value, bool):
-        raise ProgramError(f"{name}: {what} is {value!r}, must be an integer")
+    if not isinstance(value, int) or isinstance(value, bool) or abs(value) >= 1 << 63:
+        raise ProgramError(f"{name}: {what} is {brief(value)}, must be an integer of 64 bits")
     return value
+
+
+def brief(value: Any) -> str:
+    """A value for a message, not too long."""
+    shown = repr(value) if not isinstance(value, (list, dict)) else f"a {type(value).__name__}"
+    return shown if len(shown) <= 100 else shown[:100] + "..."

@@ -12,7 +12,7 @@ import numpy as np
 
 from intsim.arithmetic import Int64, limits
 
-FAR = 64  # beyond |x| = 64, silu and softplus are within 2^-80 of their asymptotes
+FAR = 64  # beyond |x| = 64 + n, silu and softplus are within 2^-(n + 80) of their asymptotes
 
 
 @lru_cache(maxsize=1)
@@ -67,7 +67,7 @@ def _value(function: str, x: Fraction, output_exponent: int) -> tuple[Fraction, 
         raise ValueError(f"function {function!r} is not silu or softplus")
     if x == 0 and function == "silu":
         return Fraction(0), 0
-    if abs(x) >= FAR:  # x - tiny and 0 - tiny for silu, x + tiny and 0 + tiny for softplus
+    if abs(x) >= FAR + max(-output_exponent, 0):  # x - tiny and 0 - tiny for silu, x + tiny and 0 + tiny for softplus
         return (x if x > 0 else Fraction(0)), (-1 if function == "silu" else 1)
     precision = 160
     while True:

@@ -6,7 +6,7 @@ everywhere.  Extremes (-128, the largest shifts, dead channels) are planted with
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -60,7 +60,8 @@ def random_program(
     k: number of groups of every k-scaled tensor (1: none); extreme: share of weights at -128 or 127, and the
     chance of a planted extreme elsewhere.
     """
-    return _Maker(np.random.default_rng(seed), size, rounding, k, state_bits, abar_fraction, activation_bits, extreme).make()
+    rng = np.random.default_rng(seed)
+    return _Maker(rng, size, rounding, k, state_bits, abar_fraction, activation_bits, extreme).make()
 
 
 class _Maker:
@@ -185,7 +186,7 @@ class _Maker:
         columns = declared.shape[1]
         groups = program.shifts(x, "channel").astype(float)
         tokens = program.shifts(x, "token").astype(float)
-        spread = float(np.sqrt(np.sum((30 * 30 * 2.0**groups) ** 2)) * 2.0 ** tokens.mean())
+        spread = float(np.sqrt(np.sum((30 * 60 * 2.0**groups) ** 2)) * 2.0 ** tokens.mean())
         out = np.concatenate([self.exponents(o, stop - start) for _, start, stop, o in segments])
         bits = segments[0][3].bits
         exponent = self.weight_exponent(out, declared.exponent or 0, spread / 2 ** (5 if bits == 16 else 0))
@@ -233,8 +234,9 @@ class _Maker:
         program = self.b.program
         ports = {"y": f"{m}.scan.y", "y_b": f"{m}.scan_b.y", "g": f"{m}.silu_z.out"}
         e_sum = min(program.tensors[ports["y"]].exponent or 0, program.tensors[ports["y_b"]].exponent or 0) - 1
-        wanted = e_sum + (program.tensors[ports["g"]].exponent or 0) + 6
-        self.b.add("gate", f"{m}.gate", ports, {}, {}, {"out": Out(out.bits, wanted, True, out.axis, out.shifts, out.index)})
+        wanted = e_sum + (program.tensors[ports["g"]].exponent or 0) + 7
+        out = replace(out, exponent=wanted)
+        self.b.add("gate", f"{m}.gate", ports, {}, {}, {"out": out})
         self.linear(f"{m}.out_proj", f"{m}.gate.out", s.width, [("out", 0, s.width, self.residual)])
         self.b.add("add", f"{p}.residual", {"x": stream, "y": f"{m}.out_proj.out"}, {}, {}, {"out": self.residual})
         return f"{p}.residual.out"
@@ -246,7 +248,7 @@ class _Maker:
         out = self.activation(s.inner, -4)
         e_x = program.exponents(x, "channel")
         weight = self.weights(s.inner, s.taps)
-        spread = float(np.sqrt(s.taps)) * 30 * 30
+        spread = float(np.sqrt(s.taps)) * 30 * 60
         exponent = self.weight_exponent(self.exponents(out, s.inner), e_x, spread)
         constants = {"weight": weight, "weight_exponent": exponent, "bias": self.bias(s.inner, spread)}
         b.add("conv1d", f"{m}.conv1d{suffix}", {"x": x}, constants, {"reverse": int(suffix == "_b")}, {"out": out})
@@ -271,10 +273,11 @@ class _Maker:
         tokens = s.patches + 1
         e_delta, e_u = program.exponents(delta, "channel"), program.exponents(u, "channel")
         low = int((e_delta + e_u).min()) - 5  # exponent of b before it is aligned, at least
-        e_h = low + 15 + (1 if self.state_bits == 16 else 6) - 8
+        e_h = low + 15 + (-4 if self.state_bits == 16 else 4) - 8
         e_b = e_delta + e_u - 5
         channel = np.clip(e_b - low + rng.integers(0, 3, s.inner), 0, 127)
-        token = rng.integers(0, 5 if self.state_bits == 16 else 8, tokens) if self.chance() or self.k > 1 else np.zeros(tokens)
+        steps = 5 if self.state_bits == 16 else 8
+        token = rng.integers(0, steps, tokens) if self.chance() or self.k > 1 else np.zeros(tokens)
         fraction = self.integers(0, 31, s.inner) if self.chance() else rng.integers(12, 20, s.inner)
         e_h_c = e_h + channel
         constants = {

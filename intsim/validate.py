@@ -5,6 +5,7 @@ The same derivations make a Program (`intsim.builder`) and check one: what is st
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import numpy as np
@@ -19,7 +20,11 @@ MAX_GROUPS = 4
 MAX_GROUP_SHIFT = 15
 MAX_EXPONENT = 127
 MAX_ELEMENTS = 1 << 31
+MAX_NAME = 200
+PROFILES = ("int8", "wide-state", "custom")
 GROUP_SUFFIX = ".group"
+PORT_NAME = re.compile(r"[A-Za-z0-9_]+")
+OPERATOR_NAME = re.compile(r"[A-Za-z0-9_]+(\.[A-Za-z0-9_]+)*")  # names become file names and HDL identifiers
 
 
 def require(condition: bool, problem: str) -> None:
@@ -36,6 +41,7 @@ def kind_of(op: Operator) -> Kind:
 
 def validate(program: Program) -> None:
     """Raises ProgramError with one sentence if anything of the Program is not as SPEC.md says."""
+    check_names(program)
     require(program.rounding in ROUNDINGS, f"rounding is {program.rounding!r}, allowed are {', '.join(ROUNDINGS)}")
     require(bool(program.operators), "the Program has no operators")
     require(set(program.constants) == set(program.arrays), "the arrays in the file are not the declared constants")
@@ -45,19 +51,46 @@ def validate(program: Program) -> None:
     require(image == image_tensor(program.image), "tensor image is not the declared uint8 image")
     for tensor in program.tensors.values():
         check_tensor(program, tensor)
-    made, used = ["image"], set[str]()
+    made: dict[str, None] = {"image": None}  # the tensors made so far, in order
+    used: set[str] = set()
     names = [op.name for op in program.operators]
     require(len(set(names)) == len(names), "two operators have the same name")
     for op in program.operators:
         for port, name in op.inputs.items():
             require(name in made, f"operator {op.name}: input {port!r} reads {name!r}, which no earlier operator makes")
         check_operator(program, op)
-        made += [op.tensor(port) for port in op.outputs]
+        for port in op.outputs:
+            require(op.tensor(port) not in made, f"tensor {op.tensor(port)} is made twice")
+            made[op.tensor(port)] = None
         used |= set(op.constants.values())
-    require(len(set(made)) == len(made), "a tensor is made twice")
-    require(list(program.tensors) == made, "the declared tensors are not the ones that the operators make, in order")
+    require(list(program.tensors) == list(made), "the declared tensors are not those that the operators make, in order")
     unused = sorted(set(program.constants) - used)
     require(not unused, f"constant {unused[0] if unused else ''} belongs to no operator")
+
+
+def check_names(program: Program) -> None:
+    """Names are short and plain: they end in file names, in headers of C and SystemVerilog, and on terminals."""
+    name = program.name
+    require(
+        name.isprintable() and 1 <= len(name) <= MAX_NAME and not set(name) & set("/\\"),
+        f"name is {name!r}, must be 1 to {MAX_NAME} printable characters without a slash",
+    )
+    require(program.profile in PROFILES, f"profile is {program.profile!r}, allowed are {', '.join(PROFILES)}")
+    for text in program.classes:
+        require(
+            text.isprintable() and len(text) <= MAX_NAME,
+            f"class name {text!r} must be at most {MAX_NAME} printable characters",
+        )
+    for op in program.operators:
+        require(
+            OPERATOR_NAME.fullmatch(op.name) is not None and len(op.name) <= MAX_NAME,
+            f"operator name {op.name!r} must be letters, digits, _ and single dots, at most {MAX_NAME}",
+        )
+        for port in op.outputs:
+            require(
+                PORT_NAME.fullmatch(port) is not None and len(port) <= MAX_NAME,
+                f"operator {op.name}: port name {port!r} must be letters, digits and _",
+            )
 
 
 def image_tensor(image: tuple[int, int, int]) -> Tensor:
@@ -121,7 +154,7 @@ def check_constant(program: Program, c: Constant) -> None:
 def check_given(v: View, role: str, spec: ConstSpec) -> None:
     """A constant equals its spec in everything but a narrower declared width."""
     name = v.op.constants.get(role)
-    v.require(name is not None, f"constant {role!r} is missing")
+    v.require(name in v.program.constants, f"constant {role!r} is missing")
     declared = v.constant(role)
     wanted = Constant(declared.name, spec.axes, spec.shape, declared.bits, spec.signed, spec.exponent, spec.terms)
     v.require(declared == wanted, f"constant {role} is declared as {declared}, must be {wanted}")
@@ -177,7 +210,8 @@ def check_operator(program: Program, op: Operator) -> dict[str, Bound]:
     wanted = {*kind.attributes, *derived_attributes}
     v.require(set(op.attributes) == wanted, f"attributes are {sorted(op.attributes)}, must be {sorted(wanted)}")
     for name, value in derived_attributes.items():
-        v.require(op.attributes[name] == value, f"attribute {name} is {op.attributes[name]}, must be {value}")
+        stated = op.attributes[name]
+        v.require(type(stated) is int and stated == value, f"attribute {name} is {stated!r}, must be {value}")
     given = kind.given(v)
     for role, const_spec in given.items():
         check_given(v, role, const_spec)

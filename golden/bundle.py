@@ -1,0 +1,196 @@
+"""Writes golden bundles: for real images, every integer that hardware must carry, in files a test bench reads.
+
+A bundle (FORMAT.md):
+
+    manifest.json                    what everything is, with the SHA-256 of each file
+    program.safetensors              the Program, byte for byte
+    constants/NAME.npy, .hex         weights, biases, ROMs, shifts, group indices
+    images/0000/TENSOR.npy, .hex     the tensors of the first image, and so on
+
+It is written image by image into a temporary folder beside the target and renamed at the end, the manifest last:
+an interrupted run leaves nothing that passes for a bundle.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+
+from golden import hexfile, manifest
+from golden.images import Image
+from intsim.files import new_folder
+from intsim.program import Array, Constant, Program, Tensor
+from intsim.program_file import program_bytes
+from intsim.taps import select
+
+STATE_AXES = ("token", "channel", "state")
+
+
+class Runs(Protocol):
+    """What makes the tensors: `intsim.engine.Engine` or `intsim.oracle.Oracle`."""
+
+    def run(self, images: Array, taps: Iterable[str] = ()) -> dict[str, Array]: ...
+
+
+@dataclass(frozen=True)
+class Sheet:
+    """A tensor or constant on its way to a file: its declaration, its integers, the hash of its Program."""
+
+    declared: Tensor | Constant
+    values: Array
+    program: str
+
+    def comments(self) -> list[str]:
+        """The comment lines of its text files."""
+        d = self.declared
+        terms = ", with groups or offsets" if d.terms else ""
+        exponent = "none" if d.exponent is None else f"{d.exponent}{terms}"
+        return [
+            f"tensor {d.name}",
+            f"shape {'x'.join(map(str, d.shape))} ({', '.join(d.axes)})",
+            f"order {manifest.ORDER}, last axis fastest, {manifest.LANES} lane a word",
+            f"bits {d.bits} {'signed' if d.signed else 'unsigned'}",
+            f"exponent {exponent}",
+            f"program {self.program}",
+        ]
+
+
+def npy(sheet: Sheet) -> bytes:
+    """NumPy's format, version 1.0, little-endian, C order; the same bytes from every version of NumPy."""
+    dtype = sheet.declared.dtype.newbyteorder("<")
+    shape = ", ".join(map(str, sheet.declared.shape)) + ("," if len(sheet.declared.shape) == 1 else "")
+    head = f"{{'descr': '{dtype.str}', 'fortran_order': False, 'shape': ({shape}), }}"
+    head += " " * (-(len(head) + 11) % 64) + "\n"
+    data = np.ascontiguousarray(sheet.values, dtype=dtype).tobytes()
+    return b"\x93NUMPY\x01\x00" + len(head).to_bytes(2, "little") + head.encode("ascii") + data
+
+
+def hex_(sheet: Sheet) -> bytes:
+    """A memory file for `$readmemh`."""
+    return hexfile.encode(sheet.values, sheet.declared.bits, sheet.declared.signed, sheet.comments())
+
+
+FORMATS: dict[str, Callable[[Sheet], bytes]] = {"npy": npy, "hex": hex_}
+"""The formats in which each tensor is written, by the ending of the file's name."""
+
+
+def write_sheet(folder: Path, stem: str, sheet: Sheet) -> dict[str, Any]:
+    """Writes a tensor or constant in every format; returns the `files` of its manifest entry.
+
+    stem: path of the files below `folder`, with forward slashes and without an ending.
+    """
+    assert sheet.values.shape == sheet.declared.shape and sheet.values.dtype == sheet.declared.dtype
+    files = {}
+    for ending, encode in FORMATS.items():
+        data = encode(sheet)
+        files[ending] = file_entry(f"{stem}.{ending}", data)
+        (folder / f"{stem}.{ending}").write_bytes(data)
+    return files
+
+
+def file_entry(path: str, data: bytes) -> dict[str, Any]:
+    return {"file": path, "bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
+
+
+def is_state_cube(tensor: Tensor) -> bool:
+    """Whether a tensor has an element for each token, channel and state: the insides of a scan at every step."""
+    return tensor.axes == STATE_AXES
+
+
+def choose(program: Program, layers: Iterable[str] = (), state: bool = False) -> list[str]:
+    """Names of the tensors to write, in execution order; always with `image` and the logits.
+
+    layers: globs; exactly what they match is chosen.  None given: every tensor but the scans' `abar`, `b`, `acc`
+    and `h`, which have an element for each token, channel and state and are most of the bytes of a bundle.
+    state: these as well.  Raises UserError for a glob that matches nothing.
+    """
+    manifest.check_names(program)
+    cubes = {name for name, tensor in program.tensors.items() if is_state_cube(tensor)}
+    layers = list(layers)
+    wanted = set(select(program, layers)) if layers else set(program.tensors) - cubes
+    wanted |= {"image", program.logits} | (cubes if state else set())
+    return [name for name in program.tensors if name in wanted]
+
+
+def run_image(engine: Runs, program: Program, pixels: Array, names: list[str]) -> dict[str, Array]:
+    """The tensors `names` of one image, each [*shape] in its container."""
+    found = engine.run(pixels[None], taps=[name for name in names if name != "image"])
+    return {name: pixels if name == "image" else found[name][0] for name in names}
+
+
+def write_bundle(
+    out: Path,
+    program: Program,
+    engine: Runs,
+    images: Iterable[Image],
+    *,
+    names: list[str],
+    command: str,
+    time: str,
+    program_file: bytes | None = None,
+    progress: Callable[[int], None] = lambda done: None,
+) -> dict[str, Any]:
+    """Writes the bundle `out`, which must not exist, and returns its manifest.
+
+    names: from `choose`.  command, time: for the manifest's field `run`.  program_file: the Program's bytes as they
+    were read (made from `program` if absent).  progress: called with the number of finished images.
+    Raises UserError if the folder exists, cannot be written or the disk is full; then nothing is left.
+    """
+    manifest.check_names(program)
+    if program_file is None or program.digest is None:
+        program_file = program_bytes(program)
+    digest = program.digest or ""
+    with new_folder(Path(out)) as folder:
+        content = manifest.describe(program)
+        (folder / manifest.PROGRAM_FILE).write_bytes(program_file)
+        content["program"]["file"] = file_entry(manifest.PROGRAM_FILE, program_file)
+        (folder / "constants").mkdir()
+        for name, constant in program.constants.items():
+            sheet = Sheet(constant, program.arrays[name], digest)
+            content["constants"][name]["files"] = write_sheet(folder, f"constants/{name}", sheet)
+        content["images"] = []
+        (folder / "images").mkdir()
+        for index, image in enumerate(images):
+            place = f"images/{index:04d}"
+            (folder / place).mkdir()
+            tensors = run_image(engine, program, image.pixels, names)
+            logits = tensors[program.logits].reshape(-1)
+            entry: dict[str, Any] = {
+                "index": index,
+                "source": image.name,
+                "label": image.label,
+                "class": int(logits.argmax()),
+                "logits": [int(v) for v in logits],
+                "tensors": {},
+            }
+            for name, values in tensors.items():
+                sheet = Sheet(program.tensors[name], values, digest)
+                entry["tensors"][name] = {"files": write_sheet(folder, f"{place}/{name}", sheet)}
+            content["images"].append(entry)
+            progress(index + 1)
+        manifest.seal(content, command, time)
+        (folder / manifest.NAME).write_text(manifest.render(content), encoding="ascii", newline="\n")
+    return content
+
+
+def write_dump(out: Path, program: Program, engine: Runs, image: Image, *, names: list[str]) -> dict[str, Any]:
+    """Writes chosen tensors of one image into the new folder `out`: OUT/TENSOR.npy and .hex, and `tensors.json`.
+
+    Returns what is in `tensors.json`.  Errors as `write_bundle`.
+    """
+    manifest.check_names(program)
+    digest = program.digest or ""
+    with new_folder(Path(out)) as folder:
+        tensors = run_image(engine, program, image.pixels, names)
+        listed = {}
+        for name, values in tensors.items():
+            files = write_sheet(folder, name, Sheet(program.tensors[name], values, digest))
+            listed[name] = {**manifest.tensor_entry(program, name), "files": files}
+        content = {"program": digest, "source": image.name, "tensors": listed}
+        (folder / "tensors.json").write_text(manifest.render(content), encoding="ascii", newline="\n")
+    return content

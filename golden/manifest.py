@@ -1,0 +1,164 @@
+"""The manifest of a golden bundle: what every integer in it means (FORMAT.md states each field).
+
+A manifest is written in one canonical form, so that two bundles of the same content have the same manifest but for
+the field `run`, and a reader can tell any edit.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import re
+from typing import Any
+
+from golden.hexfile import digits_of
+from intsim import SPEC_VERSION, __version__
+from intsim.errors import UserError
+from intsim.program import Constant, Program, Tensor
+
+FORMAT = "intsim-bundle"
+FORMAT_VERSION = "1.0"
+NAME = "manifest.json"
+PROGRAM_FILE = "program.safetensors"
+LANES = 1
+LANE_ORDER = "lsb-first"
+ORDER = "row-major"
+
+SAFE_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.\-]*")
+MAX_NAME = 200
+
+
+def check_names(program: Program) -> None:
+    """Refuses a Program with a tensor or constant whose name cannot be a file name on every system."""
+    for name in [*program.tensors, *program.constants]:
+        if not SAFE_NAME.fullmatch(name) or len(name) > MAX_NAME:
+            raise UserError(
+                f"{name[:80]!r} cannot name a file: allowed are up to {MAX_NAME} letters, digits, '_', '.' and '-'"
+            )
+
+
+def scale(program: Program, declared: Tensor | Constant) -> dict[str, Any]:
+    """Exponent, groups and offsets of a tensor or constant, with every index and offset written out."""
+    groups, offsets = [], []
+    for term in declared.terms:
+        source = term.offset if term.offset is not None else term.index
+        assert source is not None
+        values = [int(v) for v in program.arrays[source]]
+        if term.offset is not None:
+            offsets.append({"axis": term.axis, "values": values, "constant": source})
+        else:
+            shifts = list(term.shifts or ())
+            groups.append({"axis": term.axis, "shifts": shifts, "index": values, "constant": source})
+    return {"exponent": declared.exponent, "groups": groups, "offsets": offsets}
+
+
+def layout(declared: Tensor | Constant) -> dict[str, Any]:
+    """Shape, width and order of words: all that is needed to read the files."""
+    return {
+        "axes": list(declared.axes),
+        "shape": list(declared.shape),
+        "order": ORDER,
+        "bits": declared.bits,
+        "signed": declared.signed,
+        "dtype": declared.dtype.name,
+        "words": math.prod(declared.shape),
+        "hex_digits": digits_of(declared.bits),
+        "lanes": LANES,
+        "lane_order": LANE_ORDER,
+    }
+
+
+def tensor_entry(program: Program, name: str) -> dict[str, Any]:
+    """Entry of a tensor: who makes it, how to read its files, what its integers mean."""
+    tensor = program.tensors[name]
+    op = program.producer(name)
+    return {
+        "operator": op.name if op else None,
+        "kind": op.kind if op else None,
+        "port": name[len(op.name) + 1 :] if op else None,
+        "role": tensor.role,
+        **layout(tensor),
+        **scale(program, tensor),
+    }
+
+
+def constant_entry(program: Program, name: str) -> dict[str, Any]:
+    """Entry of a constant, without its files."""
+    users = [(op.name, role) for op in program.operators for role, used in op.constants.items() if used == name]
+    constant = program.constants[name]
+    return {
+        "operators": [operator for operator, _ in users],
+        "role": users[0][1],
+        **layout(constant),
+        **scale(program, constant),
+    }
+
+
+def program_entry(program: Program) -> dict[str, Any]:
+    """The Program's identity, without its file."""
+    height, width, channels = program.image
+    return {
+        "sha256": program.digest,
+        "name": program.name,
+        "profile": program.profile,
+        "rounding": program.rounding,
+        "image": {"height": height, "width": width, "channels": channels},
+        "classes": list(program.classes),
+        "logits": program.logits,
+    }
+
+
+def describe(program: Program) -> dict[str, Any]:
+    """Everything of a manifest that follows from the Program alone (no files, no images)."""
+    return {
+        "format": FORMAT,
+        "version": FORMAT_VERSION,
+        "spec": SPEC_VERSION,
+        "tool": {"name": "intsim", "version": __version__},
+        "program": program_entry(program),
+        "operators": [op.to_json() for op in program.operators],
+        "tensors": {name: tensor_entry(program, name) for name in program.tensors},
+        "constants": {name: constant_entry(program, name) for name in program.constants},
+    }
+
+
+def canonical(value: Any) -> bytes:
+    """JSON in the one form that is hashed: keys sorted, no white space, ASCII."""
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=True).encode()
+
+
+def content_digest(manifest: dict[str, Any]) -> str:
+    """SHA-256 over everything of a manifest but `run` and `content_sha256` itself."""
+    content = {key: value for key, value in manifest.items() if key not in ("run", "content_sha256")}
+    return hashlib.sha256(canonical(content)).hexdigest()
+
+
+def run_digest(content_sha256: str, command: str, time: str) -> str:
+    """SHA-256 that ties `run` to the content, so that an edit of the command line or the time is seen too."""
+    return hashlib.sha256(canonical([content_sha256, command, time])).hexdigest()
+
+
+def seal(manifest: dict[str, Any], command: str, time: str) -> None:
+    """Adds the digests and `run`: the last step before a manifest is written."""
+    digest = content_digest(manifest)
+    manifest["content_sha256"] = digest
+    manifest["run"] = {"command": command, "time": time, "sha256": run_digest(digest, command, time)}
+
+
+def render(value: Any) -> str:
+    """JSON text for people: a field a line, lists of numbers and of text on one line, ASCII, one final line break."""
+    return _render(value, 0) + "\n"
+
+
+def _render(value: Any, depth: int) -> str:
+    compound = (dict, list)
+    if not isinstance(value, compound) or not value:
+        return json.dumps(value, ensure_ascii=True)
+    pad, end = " " * (depth + 1), " " * depth
+    if isinstance(value, dict):
+        fields = [f"{pad}{json.dumps(key)}: {_render(item, depth + 1)}" for key, item in value.items()]
+        return "{\n" + ",\n".join(fields) + f"\n{end}}}"
+    if any(isinstance(item, compound) and item for item in value):
+        return "[\n" + ",\n".join(pad + _render(item, depth + 1) for item in value) + f"\n{end}]"
+    return json.dumps(value, ensure_ascii=True)

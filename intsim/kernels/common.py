@@ -1,0 +1,121 @@
+# mypy: allow-untyped-defs, allow-untyped-calls, allow-subclassing-any
+"""What the kernels share: compiling and caching, and the arithmetic of SPEC section 2 as jitted functions.
+
+Everything is int64 or int32.  Numba turns a uint64 with a signed literal, `/` and `math.sqrt` into floats: none of
+these occurs, and a test inspects the compiled code.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from contextlib import suppress
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numba import njit
+from numba.core.caching import FunctionCache
+
+# A rounding mode as bits: 1 adds half a unit, 2 sends negative ties down, 4 sends ties to the even neighbour.
+MODES = {"floor": 0, "half_up": 1, "half_away": 3, "half_even": 5}
+
+
+@lru_cache(maxsize=1)
+def source_digest() -> str:
+    """SHA-256 of the source of this folder."""
+    digest = hashlib.sha256()
+    for path in sorted(Path(__file__).parent.glob("*.py")):
+        digest.update(path.name.encode() + b"\0" + path.read_bytes())
+    return digest.hexdigest()
+
+
+class _Cache(FunctionCache):
+    """Numba's cache on disk, keyed by all kernels' sources too.
+
+    Numba itself looks only at the file of the function: it would keep a kernel that has an old `round_shift` inside.
+    """
+
+    def _index_key(self, sig: Any, codegen: Any) -> tuple[Any, ...]:
+        return (*super()._index_key(sig, codegen), source_digest())
+
+
+def kernel(function: Callable[..., Any]) -> Any:
+    """Marks a kernel: compiled when first called with given dtypes, without the GIL, cached on disk if possible."""
+    jitted: Any = njit(nogil=True, boundscheck=False, error_model="numpy")(function)
+    with suppress(RuntimeError):  # no folder that can be written: compile in every process
+        jitted._cache = _Cache(function)
+    return jitted
+
+
+@kernel
+def round_shift(v, s, mode):
+    """v / 2^s, rounded (SPEC 2).  v, s int64, -31 <= s <= 31, mode one of MODES; without a branch."""
+    left = max(-s, 0)
+    right = max(s, 0)
+    v = v << left
+    half = ((1 << right) >> 1) & -(mode & 1)
+    # one less just where a tie must go down: negative (half_away), or where the floor is even (half_even)
+    down = ((mode >> 1) & (v >> 63)) | ((mode >> 2) & ~(v >> right))
+    return (v + half - (down & min(right, 1))) >> right
+
+
+@kernel
+def saturate(v, low, high):
+    """v clamped to low .. high.  All int64."""
+    return min(max(v, low), high)
+
+
+@kernel
+def bit_length(v):
+    """Number of bits of v >= 0, 0 for 0.  int64."""
+    bits = 0
+    while v > 0:
+        v = v >> 1
+        bits += 1
+    return bits
+
+
+@kernel
+def isqrt(v):
+    """The largest r with r*r <= v, bit by bit.  int64, 0 <= v < 2^62."""
+    root = 0
+    for place in range(30, -1, -1):
+        larger = root | (1 << place)
+        if larger * larger <= v:
+            root = larger
+    return root
+
+
+@kernel
+def requantize_rows(acc, start, shift, row_shift, first, mode, low, high, narrow, out):
+    """out[r, c] = requantize(acc[r, start + c], shift[c] + row_shift[(first + r) mod L]) (SPEC 2).
+
+    acc int32 [rows or more, columns or more]; out [rows, C]; shift int32 [C]; row_shift int32 [L]; `first` is the
+    token of row 0; low, high: range of the output.  narrow: no shift is negative, so that 32 bits are enough, because
+    the proof of SPEC 7 includes the rounding constant.
+    """
+    rows, columns = out.shape
+    period = row_shift.shape[0]
+    low32, high32 = np.int32(low), np.int32(high)
+    use = np.int32(0x7FFFFFFF) if mode & 1 else np.int32(0)  # 31 bits: 2^31 >> 1 is 2^30
+    away = np.int32((mode >> 1) & 1)
+    even = np.int32((mode >> 2) & 1)
+    for r in range(rows):
+        extra = row_shift[(first + r) % period]
+        source = acc[r, start : start + columns]
+        target = out[r]
+        if narrow:
+            for c in range(columns):
+                v = source[c]
+                s = np.int32(shift[c] + extra)
+                half = np.int32(np.int32(np.int32(1) << (s & 31)) >> 1) & use
+                down = np.int32(np.int32(away & np.int32(v >> 31)) | np.int32(even & ~np.int32(v >> (s & 31))))
+                down = np.int32(down & min(s, np.int32(1)))
+                v = np.int32(np.int32(np.int32(v + half) - down) >> (s & 31))
+                target[c] = min(max(v, low32), high32)
+        else:
+            for c in range(columns):
+                w = round_shift(np.int64(source[c]), np.int64(shift[c]) + np.int64(extra), mode)
+                target[c] = saturate(w, low, high)
