@@ -264,9 +264,7 @@ def _geometry(name: str, metadata: dict, image_size, patch: int, tokens: int) ->
     if metadata.get("stride") is not None:
         wanted_stride = metadata["stride"]
         if not _is_count(wanted_stride):
-            raise CheckpointError(
-                f"{name}: metadata 'stride' is {wanted_stride!r}; allowed are integers from 1 up"
-            )
+            raise CheckpointError(f"{name}: metadata 'stride' is {wanted_stride!r}; allowed are integers from 1 up")
     if image_size is None:
         side = math.isqrt(n_patches)
         if side * side != n_patches:
@@ -352,9 +350,7 @@ def _checked(name: str, state: dict[str, torch.Tensor], cfg: VimConfig) -> dict[
     for key, shape in shapes.items():
         tensor = state[key]
         if tuple(tensor.shape) != shape:
-            raise CheckpointError(
-                f"{name}: key '{key}' has shape {list(tensor.shape)}; allowed is {list(shape)}"
-            )
+            raise CheckpointError(f"{name}: key '{key}' has shape {list(tensor.shape)}; allowed is {list(shape)}")
         if tensor.dtype not in _DTYPES or tensor.layout != torch.strided:
             raise CheckpointError(
                 f"{name}: key '{key}' has dtype {tensor.dtype} and layout {tensor.layout}; allowed are dense "

@@ -20,7 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from bitexact.checkpoint import load_checkpoint, read_metadata
+from bitexact.inference import FloatModel, in_threads
 from bitexact.search import (
     Choice,
     choose,
@@ -32,7 +32,7 @@ from bitexact.search import (
     similarity_table,
 )
 from bitexact.state import Factors, StateStatistics, fit_rank1
-from bitexact.vim import Block, Vim, VimConfig
+from bitexact.vim import Block
 from intsim import __version__
 from intsim.arithmetic import ROUNDINGS
 from intsim.builder import Builder, Out
@@ -42,7 +42,6 @@ from intsim.operators.rom import FUNCTIONS
 from intsim.program import Array, Program
 from intsim.roms import exp2_rom, rom_table
 
-IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 PROFILES = {"int8": 8, "wide-state": 16}
 ROWS = 4096  # rows (image, token) on which exponents are searched
 SCAN_IMAGES = 16  # images on which the state's exponents are searched
@@ -110,27 +109,14 @@ def quantize(
     settings = Settings(profile, k, search, reparameterize, fuse, rounding, seed)
     if images.dtype != np.uint8 or images.ndim != 4 or len(images) == 0:
         raise UserError(f"calibration images are {images.dtype} {list(images.shape)}, must be uint8 [n, H, W, C]")
-    cfg, state = load_checkpoint(checkpoint, image_size=(images.shape[1], images.shape[2]))
-    metadata = read_metadata(checkpoint)
-    if images.shape[3] != cfg.channels:
-        raise UserError(f"calibration images have {images.shape[3]} channels, the checkpoint has {cfg.channels}")
-    model = Vim(cfg).eval()
-    model.load_state_dict(state)
-    mean = tuple(mean or metadata.get("mean") or IMAGENET_MEAN)
-    std = tuple(std or metadata.get("std") or IMAGENET_STD)
-    for label, values in (("mean", mean), ("std", std)):
-        if len(values) != cfg.channels or not all(np.isfinite(v) for v in values):
-            raise UserError(f"{label} is {list(values)}, must be {cfg.channels} finite numbers")
-    if not all(v > 0 for v in std):
-        raise UserError(f"std is {list(std)}, must be above 0")
-    if classes is None:
-        classes = metadata.get("classes") or [f"class{i}" for i in range(cfg.classes)]
-    if len(classes) != cfg.classes:
-        raise UserError(f"{len(classes)} class names are given, the checkpoint has {cfg.classes} classes")
+    model = FloatModel(
+        checkpoint, image_size=(images.shape[1], images.shape[2]), mean=mean, std=std, classes=classes
+    )
+    if images.shape[3] != model.cfg.channels:
+        raise UserError(f"calibration images have {images.shape[3]} channels, the checkpoint has {model.cfg.channels}")
     label = name or os.path.splitext(os.path.basename(os.fspath(checkpoint)))[0]
     with torch.inference_mode():
-        lowering = _Lowering(model, images, mean, std, settings, label, [str(c) for c in classes], progress)
-        return lowering.lower()
+        return _Lowering(model, images, settings, label, progress).lower()
 
 
 def relative_weight(target: Tensor) -> Tensor:
@@ -143,19 +129,15 @@ class _Lowering:
 
     def __init__(
         self,
-        model: Vim,
+        float_model: FloatModel,
         images: Array,
-        mean: Sequence[float],
-        std: Sequence[float],
         settings: Settings,
         name: str,
-        classes: list[str],
         progress: Progress | None,
     ):
-        self.model, self.cfg, self.settings = model, model.cfg, settings
+        self.float_model, self.model, self.cfg = float_model, float_model.model, float_model.cfg
+        self.settings = settings
         self.images, self.progress = images, progress
-        self.mean = torch.tensor(mean, dtype=torch.float64)
-        self.std = torch.tensor(std, dtype=torch.float64)
         self.mode = settings.rounding
         self.done, self.total = 0, 5 + self.cfg.depth * 18
         self.q: dict[str, Array] = {"image": images}  # integers by tensor name, [n, *shape]
@@ -170,7 +152,7 @@ class _Lowering:
             profile=settings.profile,
             rounding=settings.rounding,
             image=(c.image_height, c.image_width, c.channels),
-            classes=classes,
+            classes=float_model.classes,
             provenance={
                 "tool": f"intsim {__version__}",
                 "calibration_images": len(images),
@@ -179,75 +161,76 @@ class _Lowering:
                 "reparameterize": settings.reparameterize,
                 "fuse": settings.fuse,
                 "seed": settings.seed,
-                "mean": [float(v) for v in mean],
-                "std": [float(v) for v in std],
+                "mean": list(float_model.mean),
+                "std": list(float_model.std),
             },
         )
 
     # ---- the walk ----
 
     def lower(self) -> Program:
-        stream = self.normalised()
+        stream = self.float_model.normalise(self.images)
         top = self.residual_range(stream)
         # one bit of headroom above what calibration saw
         exponent = int(covering_exponent(torch.tensor([2 * top]), 16, True)[0])
         self.residual = Out(bits=16, exponent=exponent)
         x = self.embed(stream)
         residual = "tokens.out"
-        for i, block in enumerate(self.model.layers):
+        for i, block in enumerate(self.model.blocks):
             x = self.float_block(block, x, i)
             residual = self.layer(f"layers.{i}", block, residual)
             self.taps.clear()
         self.head(x, residual)
         return self.b.finish()
 
-    def normalised(self) -> Tensor:
-        """Calibration images as the float model reads them: float32 [n, C, H, W]."""
-        pixels = torch.from_numpy(np.ascontiguousarray(self.images)).double() / 255
-        return ((pixels - self.mean) / self.std).permute(0, 3, 1, 2).float().contiguous()
-
     def chunks(self, x: Tensor) -> list[Tensor]:
         return list(x.split(CHUNK))
 
     def residual_range(self, images: Tensor) -> float:
         """Largest magnitude on the float model's residual stream."""
-        top = 0.0
-        for part in self.chunks(images):
+
+        def largest(part: Tensor) -> float:
             taps: dict[str, Tensor] = {}
             x = self.model.embed(part, taps)
-            top = max(top, *(float(t.abs().max()) for t in taps.values()))
-            for block in self.model.layers:
+            top = max(float(t.abs().max()) for t in taps.values())
+            for block in self.model.blocks:
                 mixed = block.mixer(block.norm(x))
                 x = x + mixed
                 top = max(top, float(x.abs().max()), float(mixed.abs().max()))
-        return top
+            return top
+
+        return max(in_threads(largest, self.chunks(images)))
 
     def float_block(self, block: Block, x: Tensor, index: int) -> Tensor:
         """Runs one block of the float model on all images; fills `taps` and `states`."""
-        names = [f"layers.{index}.mixer.scan{s}" for s in ("", "_b")]
-        self.states = {name: StateStatistics(self.cfg.tokens) for name in names}
-        collected: dict[str, list[Tensor]] = {}
-        out = []
-        for part in self.chunks(x):
+        scans = [f"layers.{index}.mixer.scan{s}" for s in ("", "_b")]
+
+        def run(part: Tensor) -> tuple[Tensor, dict[str, Tensor], dict[str, StateStatistics]]:
             taps: dict[str, Tensor] = {}
-            out.append(block(part, taps, lambda name, t, h: self.states[name].on_state(t, h)))
-            for tap, value in taps.items():
-                collected.setdefault(tap, []).append(value)
-        self.taps.update({tap: torch.cat(parts) for tap, parts in collected.items()})
-        return torch.cat(out)
+            states = {name: StateStatistics(self.cfg.tokens) for name in scans}
+            out = block(part, taps, lambda name, t, h: states[name].on_state(t, h))
+            return out, taps, states
+
+        made = in_threads(run, self.chunks(x))
+        self.taps.update({tap: torch.cat([taps[tap] for _, taps, _ in made]) for tap in made[0][1]})
+        self.states = {name: StateStatistics.merge([states[name] for _, _, states in made]) for name in scans}
+        return torch.cat([out for out, _, _ in made])
 
     def embed(self, images: Tensor) -> Tensor:
+        """Adds the patch embedding and the tokens; returns the float model's tokens."""
         c, proj = self.cfg, self.model.patch_embed.proj
-        collected: list[Tensor] = []
-        patches: list[Tensor] = []
-        for part in self.chunks(images):
+
+        def run(part: Tensor) -> tuple[Tensor, Tensor]:
             taps: dict[str, Tensor] = {}
-            collected.append(self.model.embed(part, taps))
-            patches.append(taps["patch_embed.proj.out"])
-        target = torch.cat(patches).flatten(0, 1).double()
-        scale = (255 * self.std).repeat_interleave(c.patch**2)
+            return self.model.embed(part, taps), taps["patch_embed.proj.out"]
+
+        made = in_threads(run, self.chunks(images))
+        target = torch.cat([patches for _, patches in made]).flatten(0, 1).double()
+        mean, std = (torch.tensor(v, dtype=torch.float64) for v in (self.float_model.mean, self.float_model.std))
+        scale = (255 * std).repeat_interleave(c.patch**2)
         weight = proj.weight.flatten(1).double()
-        offset = ((128 / 255 - self.mean) / self.std).repeat_interleave(c.patch**2)
+        offset = ((128 / 255 - mean) / std).repeat_interleave(c.patch**2)
+        assert proj.bias is not None
         bias = proj.bias.double() + weight @ offset
         weight = weight / scale
         pixels = torch.from_numpy(self.images).permute(0, 3, 1, 2).float() - 128
@@ -265,7 +248,7 @@ class _Lowering:
         }
         position = {"position": c.n_patches // 2}
         self.add("insert_token", "tokens", {"x": "patch_embed.proj.out"}, constants, position, {"out": self.residual})
-        return torch.cat(collected)
+        return torch.cat([tokens for tokens, _ in made])
 
     def layer(self, p: str, block: Block, residual: str) -> str:
         m, mixer, inner = f"{p}.mixer", block.mixer, self.cfg.d_inner
@@ -284,7 +267,8 @@ class _Lowering:
         for suffix in ("", "_b"):
             self.branch(m, mixer, suffix, gain)
         self.gate(m, out_weight.square().sum(dim=0))
-        self.linear(f"{m}.out_proj", f"{m}.gate.out", out_weight, None, {"out": slice(0, self.cfg.width)}, self.residual)
+        whole = {"out": slice(0, self.cfg.width)}
+        self.linear(f"{m}.out_proj", f"{m}.gate.out", out_weight, None, whole, self.residual)
         ports = {"x": residual, "y": f"{m}.out_proj.out"}
         self.add("add", f"{p}.residual", ports, {}, {}, {"out": self.residual})
         self.forget(f"{p}.residual.out")
@@ -425,7 +409,7 @@ class _Lowering:
         if term is not None and term.shifts is not None:
             index = program.arrays[term.index or ""].astype(np.int64)
             levels = [self.exponent(x) + s for s in term.shifts]
-        values = {"silu": F.silu, "softplus": F.softplus}[function](self.real(x))
+        values = (F.silu if function == "silu" else F.softplus)(self.real(x))
         target = self.target(f"{name}.out")
         weight = relative_weight(target) if function == "softplus" else None
         exponents = np.zeros(channels, dtype=np.int64)
@@ -436,7 +420,8 @@ class _Lowering:
             part = None if weight is None else weight[members]
             choice = self.choice(values[:, members], target[:, members], 8, signed, k=1, weight=part)
             exponents[members] = choice.exponent
-        outs = [int(exponents[index == g][0]) if (index == g).any() else int(exponents.min()) for g in range(len(levels))]
+        empty = int(exponents.min())
+        outs = [int(exponents[index == g][0]) if (index == g).any() else empty for g in range(len(levels))]
         base = max(min(outs), max(outs) - 15)
         outs = [max(e, base) for e in outs]
         rom = rom_table(function, list(zip(levels, outs, strict=True)), 8, signed, self.mode)

@@ -131,7 +131,7 @@ def choose(table: Table, k: int) -> Choice:
     candidates = np.array(table.candidates)
     cost = np.where(table.allowed, table.error, np.inf)
     best: tuple[float, tuple[int, ...]] | None = None
-    top = table.allowed.all(axis=0)
+    top = np.asarray(table.allowed.all(axis=0))
     for size in range(1, min(k, len(candidates)) + 1):
         for levels in combinations(range(len(candidates)), size):
             if candidates[levels[-1]] - candidates[levels[0]] > MAX_SPREAD or not top[levels[-1]]:

@@ -24,11 +24,23 @@ class StateStatistics:
         self.count = [0] * tokens
 
     def on_state(self, t: int, h: Tensor) -> None:
-        square, largest = h.double().square().sum(dim=0), h.abs().amax(dim=0).double()
+        self._add(t, h.double().square().sum(dim=0), h.abs().amax(dim=0).double(), len(h))
+
+    def _add(self, t: int, square: Tensor, largest: Tensor, count: int) -> None:
         known_square, known_largest = self.square[t], self.largest[t]
         self.square[t] = square if known_square is None else known_square + square
         self.largest[t] = largest if known_largest is None else torch.maximum(known_largest, largest)
-        self.count[t] += len(h)
+        self.count[t] += count
+
+    @classmethod
+    def merge(cls, parts: list[StateStatistics]) -> StateStatistics:
+        """One collection from several, in their order."""
+        merged = cls(len(parts[0].square))
+        for part in parts:
+            for t, (square, largest, count) in enumerate(zip(part.square, part.largest, part.count, strict=True)):
+                if square is not None and largest is not None:
+                    merged._add(t, square, largest, count)
+        return merged
 
     def rms(self) -> Tensor:
         """Root mean square of h, float64 [token, channel, state]."""

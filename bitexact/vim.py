@@ -292,13 +292,14 @@ class Vim(nn.Module):
 
         fan_in = cfg.channels * cfg.patch**2
         nn.init.trunc_normal_(self.patch_embed.proj.weight, std=fan_in**-0.5, generator=g)
-        self.patch_embed.proj.bias.zero_()
+        for bias in (self.patch_embed.proj.bias, self.head.bias):
+            assert bias is not None
+            bias.zero_()
         nn.init.trunc_normal_(self.cls_token, std=0.02, generator=g)
         nn.init.trunc_normal_(self.pos_embed, std=0.02, generator=g)
         nn.init.trunc_normal_(self.head.weight, std=0.02, generator=g)
-        self.head.bias.zero_()
         self.norm_f.weight.fill_(1)
-        for block in self.layers:
+        for block in self.blocks:
             block.norm.weight.fill_(1)
             mixer = block.mixer
             fan_in_uniform(mixer.in_proj.weight, cfg.width)
@@ -315,6 +316,11 @@ class Vim(nn.Module):
                 a_log = torch.arange(1, cfg.d_state + 1, dtype=torch.float32).log()
                 getattr(mixer, f"A{suffix}_log").copy_(a_log.expand(cfg.d_inner, -1))
                 getattr(mixer, "D" + suffix).fill_(1)
+
+    @property
+    def blocks(self) -> list[Block]:
+        """The layers, in order."""
+        return [block for block in self.layers if isinstance(block, Block)]
 
     def embed(self, images: Tensor, taps: Taps | None = None) -> Tensor:
         """Normalised images [batch, channels, height, width] to tokens [batch, tokens, width].
@@ -350,6 +356,6 @@ class Vim(nn.Module):
     def forward(self, images: Tensor, taps: Taps | None = None) -> Tensor:
         """Normalised images [batch, channels, height, width] to logits [batch, classes]."""
         x = self.embed(images, taps)
-        for block in self.layers:
+        for block in self.blocks:
             x = block(x, taps)
         return self.head_out(x, taps)

@@ -626,40 +626,17 @@ def need_torch() -> None:
         raise UserError(f"this needs torch: pip install 'intsim[torch]' ({problem})") from None
 
 
-IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-
-
 def float_model(
     checkpoint: Path | None, threads: int | None
 ) -> tuple[tuple[int, int, int], list[str], str, Callable[[Any], Any]]:
     """(image size, classes, name, pixels uint8 [n, H, W, C] -> float logits [n, classes]) of a checkpoint in torch."""
     need_torch()
-    import torch
-
-    from bitexact.checkpoint import load_checkpoint, read_metadata
-    from bitexact.vim import Vim
+    from bitexact.inference import FloatModel
     from intsim import embedded
 
     path = embedded.checkpoint_path() if checkpoint is None else checkpoint
-    config, state = load_checkpoint(path)
-    metadata = read_metadata(path)
-    network = Vim(config).eval()
-    network.load_state_dict(state)
-    if threads is not None:
-        torch.set_num_threads(threads)
-    mean, std = (
-        torch.tensor(metadata.get(key, default)).view(1, -1, 1, 1)
-        for key, default in (("mean", IMAGENET_MEAN), ("std", IMAGENET_STD))
-    )
-    classes = metadata.get("classes") or [f"class{i}" for i in range(config.classes)]
-
-    def classify(pixels: Any) -> Any:
-        with torch.inference_mode():
-            x = torch.from_numpy(pixels).permute(0, 3, 1, 2).float() / 255
-            return network((x - mean) / std).numpy()
-
-    size = (config.image_height, config.image_width, config.channels)
-    return size, [str(c) for c in classes], path.stem, classify
+    model = FloatModel(path)
+    return model.image, model.classes, path.stem, lambda pixels: model.classify(pixels, threads)
 
 
 def numbers(context: click.Context, parameter: click.Parameter, value: str | None) -> tuple[float, ...] | None:

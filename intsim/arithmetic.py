@@ -72,14 +72,14 @@ def requantize(v: object, s: object, bits: int, signed: bool, mode: str) -> Int6
 
 def isqrt(v: object) -> Int64:
     """Largest r with r*r <= v, element by element, for v >= 0 below 2^63."""
-    flat = [math.isqrt(int(x)) for x in int64(v).reshape(-1)]
-    return np.array(flat, dtype=np.int64).reshape(np.shape(v))
+    values = int64(v)
+    return np.array([math.isqrt(int(x)) for x in values.reshape(-1)], dtype=np.int64).reshape(values.shape)
 
 
 def bit_length(v: object) -> Int64:
     """Number of significant bits of v >= 0, element by element."""
-    flat = [int(x).bit_length() for x in int64(v).reshape(-1)]
-    return np.array(flat, dtype=np.int64).reshape(np.shape(v))
+    values = int64(v)
+    return np.array([int(x).bit_length() for x in values.reshape(-1)], dtype=np.int64).reshape(values.shape)
 
 
 def bits_needed(low: int, high: int) -> int:

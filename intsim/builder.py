@@ -107,9 +107,9 @@ class Builder:
         if set(ports) != set(outputs):
             v.fail(f"formats are given for {sorted(outputs)}, must be for {sorted(ports)}")
         for port, out in outputs.items():
-            spec = ports[port]
+            port_spec = ports[port]
             terms: tuple[Term, ...] = ()
-            if spec.role == "state":
+            if port_spec.role == "state":
                 terms = state_terms(op)
             elif out.axis is not None:
                 role = port + GROUP_SUFFIX
@@ -117,10 +117,17 @@ class Builder:
                 program.arrays[op.constants[role]] = np.ascontiguousarray(int64(out.index).astype(np.uint8))
                 terms = (Term(out.axis, shifts=tuple(int(s) for s in out.shifts), index=op.constants[role]),)
             tensor = Tensor(
-                op.tensor(port), spec.role, spec.axes, spec.shape, out.bits, out.signed, int(out.exponent), terms
+                op.tensor(port),
+                port_spec.role,
+                port_spec.axes,
+                port_spec.shape,
+                out.bits,
+                out.signed,
+                int(out.exponent),
+                terms,
             )
             program.tensors[tensor.name] = tensor
-            if spec.role != "state" and terms:
+            if port_spec.role != "state" and terms:
                 self._constant(op, port + GROUP_SUFFIX, group_spec(tensor))
         attributes.update(kind.derived_attributes(v))
         for role, spec in kind.given(v).items():

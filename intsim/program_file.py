@@ -221,7 +221,7 @@ def text(value: Any, what: str) -> str:
 
 def typed(value: Any, kind: type, what: str) -> Any:
     if not isinstance(value, kind):
-        names = {str: "text", list: "a list", dict: "an object"}
+        names: dict[type, str] = {str: "text", list: "a list", dict: "an object"}
         raise ProgramError(f"{what} is {brief(value)}, must be {names[kind]}")
     return value
 

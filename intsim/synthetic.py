@@ -92,12 +92,12 @@ class _Maker:
     def chance(self) -> bool:
         return bool(self.rng.random() < self.extreme)
 
-    def integers(self, low: int, high: int, shape: object = None) -> Int64:
+    def integers(self, low: int, high: int, shape: int | tuple[int, ...]) -> Int64:
         """Integers of [low, high], some of them at the ends."""
         rng = self.rng
-        drawn = rng.integers(low, high + 1, size=shape)  # type: ignore[arg-type]
-        ends = np.where(rng.random(shape) < 0.5, low, high)  # type: ignore[arg-type]
-        return np.where(rng.random(shape) < self.extreme, ends, drawn).astype(np.int64)  # type: ignore[arg-type]
+        drawn = rng.integers(low, high + 1, size=shape)
+        ends = np.where(rng.random(shape) < 0.5, low, high)
+        return np.where(rng.random(shape) < self.extreme, ends, drawn).astype(np.int64)
 
     def weights(self, rows: int, columns: int) -> Int64:
         w = np.clip(np.rint(self.rng.normal(0, 30, (rows, columns))), -128, 127).astype(np.int64)

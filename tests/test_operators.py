@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import replace
+from math import isqrt
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,7 @@ import pytest
 
 from intsim.arithmetic import ROUNDINGS
 from intsim.builder import Builder, Out
+from intsim.errors import ProgramError
 from intsim.operators import KINDS, View
 from intsim.oracle import Oracle
 from intsim.program import Operator, Program, Tensor, Term
@@ -366,13 +368,14 @@ def test_patch_order_stride_and_image_shape() -> None:
 def test_class_token_position(patches: int, position: int) -> None:
     bench = Bench()
     x = bench.plant("x", (patches, 2), -9, bits=16)
-    constants = {"cls_token": [7, -7], "pos_embed": np.arange(2 * patches + 2).reshape(-1, 2) * 100}
+    pos_embed = np.arange(2 * patches + 2).reshape(-1, 2) * 100
+    constants = {"cls_token": [7, -7], "pos_embed": pos_embed}
     formats = {"out": Out(16, -9)}
     op = bench.b.add("insert_token", "tokens", {"x": x}, constants, {"position": position}, formats)
     rows = np.arange(2 * patches).reshape(patches, 2) + 20
     out = bench.run(op, x=rows)["out"]
-    assert (out[position] - constants["pos_embed"][position]).tolist() == [7, -7]
-    others = np.delete(out - constants["pos_embed"], position, axis=0)
+    assert (out[position] - pos_embed[position]).tolist() == [7, -7]
+    others = np.delete(out - pos_embed, position, axis=0)
     assert np.array_equal(others, rows)
     rows[:, 0] = 32767
     rows[:, 1] = -32768
@@ -416,6 +419,22 @@ def test_rmsnorm_extremes(width: int, mode: str) -> None:
     if width <= 256:  # a single 1 among zeros, eps 1: 2^12 sqrt(D / 2)
         assert abs(int(got["normed"][4, 0]) - 2**12 * np.sqrt(width / 2)) <= 1
     assert np.abs(np.abs(got["normed"][1:4]) - 2**12).max() <= 1  # equal magnitudes: +-1
+
+
+@pytest.mark.parametrize("width", [1, 3, 300, 2047])
+def test_rmsnorm_on_the_edge(width: int) -> None:
+    """The last square_sum with root r, and the next one: floors of the normalisation, the quotient and the root."""
+    d_norm = width
+    while d_norm * 4 < 1024:
+        d_norm *= 4
+    low, high = isqrt((d_norm << 52) // (2**32 - 1)) + 2, isqrt((d_norm << 52) // 2**30) - 2
+    for r, cut in ((low, 0), ((low + high) // 2, 1), (high, 2), (low + 5, 4), (high - 5, 3)):
+        w = (d_norm << 52) // (r * r)  # the largest w with r * r <= (d_norm << 52) / w
+        assert 2**30 <= w < 2**32 - 1
+        last = (w << 2 * cut) + 4**cut - 1
+        for square_sum, root in ((last, r), (last + 1, r - 1)):
+            bench, op = rmsnorm(width, "half_up", square_sum)
+            assert set(bench.run(op, x=np.zeros((8, width)))["rsqrt"].tolist()) == {root}
 
 
 @pytest.mark.parametrize("mode", ROUNDINGS)
@@ -594,6 +613,20 @@ def test_rom_addresses() -> None:
     out = Out(8, -6, False, "channel", (0, 3), [0, 1, 0])
     op = bench.b.add("rom", "f", {"x": x}, {"rom": rom, "rom_index": [0, 1, 0]}, {"function": 1}, {"out": out})
     assert bench.run(op, x=[[-128, -128, 0], [127, 127, -1]])["out"].tolist() == [[0, 255, 128], [255, 0, 127]]
+
+
+def test_channels_of_one_rom_have_one_exponent() -> None:
+    """On the input side and on the output side: a ROM holds one function."""
+    for shifts, out_shifts in (((0, 1), (0, 0)), ((0, 0), (0, 1)), ((0, 0), (0, 0))):
+        bench = Bench()
+        x = bench.plant("x", (1, 2), -2, axis="channel", shifts=shifts, index=[0, 1])
+        constants = {"rom": [[0] * 256], "rom_index": [0, 0]}
+        formats = {"out": Out(8, -6, True, "channel", out_shifts, [0, 1])}
+        if any(shifts + out_shifts):
+            with pytest.raises(ProgramError, match="rom 0 differ in input or output exponent"):
+                bench.b.add("rom", "f", {"x": x}, constants, {"function": 0}, formats)
+        else:
+            bench.b.add("rom", "f", {"x": x}, constants, {"function": 0}, formats)
 
 
 # --- the two directions ----------------------------------------------------------------------------------------------

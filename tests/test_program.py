@@ -187,7 +187,9 @@ def test_every_bit_matters(data: bytes) -> None:
     for bit in (*front, *stated, *rng.integers(0, 8 * len(data), 1000)):
         damaged = bytearray(data)
         damaged[bit // 8] ^= 1 << (bit % 8)
-        refused(bytes(damaged))
+        message = refused(bytes(damaged))
+        if bit >= mark + 8 * len(MARK):
+            assert "changed or truncated" in message, "the digest is not checked before everything else"
 
 
 def test_longer_damage(data: bytes) -> None:
@@ -324,6 +326,10 @@ def overflow(s: Sealed) -> None:
     s.array("head.bias")[1] = 2**31 - 1
 
 
+def group_twice(s: Sealed) -> None:
+    s.description[T]["layers.0.mixer.gate.out"]["terms"] *= 2
+
+
 def self_loop(s: Sealed) -> None:
     s.operator("layers.0.residual")["inputs"]["x"] = "layers.0.residual.out"
 
@@ -387,6 +393,7 @@ TAMPERED: dict[str, tuple[Edit, str]] = {
     "group shift of 16": (field([0, 16, 0, 0], T, "layers.0.mixer.gate.out", "terms", 0, "shifts"), "gate.out"),
     "negative group shift": (field([0, -1, 0, 0], T, "layers.0.mixer.gate.out", "terms", 0, "shifts"), "gate.out"),
     "groups on another axis": (field("channel", T, "layers.0.mixer.gate.out", "terms", 0, "axis"), "gate.out"),
+    "group term twice": (group_twice, "gate.*group term"),
     "group index elsewhere": (field(f"{CONV}.out.group", T, "layers.0.mixer.silu.out", "terms", 0, "index"), "silu"),
     "a group term more": (field([{"axis": "channel", "offset": "head.shift"}], T, "head.out", "terms"), "head"),
     "group index nowhere": (field("none", T, "layers.0.mixer.gate.out", "terms", 0, "index"), "none"),
@@ -403,9 +410,12 @@ TAMPERED: dict[str, tuple[Edit, str]] = {
     "no image tensor": (lambda s: s.description[T].pop("image"), "image"),
     "array missing": (lambda s: s.drop("head.bias"), "constants"),
     "array more": (lambda s: s.put("head.more", np.zeros(3, np.int8)), "constants"),
-    "constant missing": (lambda s: (s.drop("head.bias"), s.description[C].pop("head.bias")), "bias"),
+    "constant missing": (both(lambda s: s.drop("head.bias"), lambda s: s.description[C].pop("head.bias")), "bias"),
     "constant more": (
-        lambda s: (s.put("more", np.zeros(2, np.int8)), s.description[C].update(more=s.description[C]["head.shift"])),
+        both(
+            lambda s: s.put("more", np.zeros(2, np.int8)),
+            lambda s: s.description[C].update(more=s.description[C]["head.shift"]),
+        ),
         "more",
     ),
     "constant of no name": (field("none", O, "head", "constants", "weight"), "head.*weight"),

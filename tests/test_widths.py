@@ -108,8 +108,8 @@ def test_conv1d_and_patch_embed_reach_their_bounds() -> None:
         assert int(bench.run(op, x=down)["acc"][3, c]) == low
 
     b = Builder("patch", image=(2, 2, 3), classes=["one"])
-    weight, bias = rng.integers(-128, 128, (1, 12)), [12345]
-    constants = {"weight": weight, "weight_exponent": [-7], "bias": bias}
+    weight, bias = rng.integers(-128, 128, (1, 12)), np.array([12345])
+    constants = {"weight": weight, "weight_exponent": np.array([-7]), "bias": bias}
     op = b.add("patch_embed", "p", {"image": "image"}, constants, {"patch": 2, "stride": 1}, {"out": Out(16, 0)})
     ((low, high),) = ends(check_operator(b.program, op)["acc"])
     for wanted, positive, negative in ((high - 64, 255, 0), (low, 0, 255)):

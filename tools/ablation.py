@@ -15,15 +15,13 @@ from pathlib import Path
 
 import click
 import numpy as np
-import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from bitexact.checkpoint import load_checkpoint, read_metadata  # noqa: E402
-from bitexact.quantize import quantize  # noqa: E402
-from bitexact.vim import Vim  # noqa: E402
-from intsim.engine import Engine  # noqa: E402
-from intsim.files import write_atomically  # noqa: E402
+from bitexact.inference import FloatModel
+from bitexact.quantize import quantize
+from intsim.engine import Engine
+from intsim.files import write_atomically
 
 PLAIN = {"search": "minmax", "k": 1, "reparameterize": False, "fuse": False}
 ROWS = [
@@ -34,21 +32,6 @@ ROWS = [
     ("+ fused factors (r_D): profile int8", {}),
     ("profile wide-state", {"profile": "wide-state"}),
 ]
-
-
-def float_logits(checkpoint: Path, images: np.ndarray, batch: int = 250) -> np.ndarray:
-    """Logits of the plain float32 model, float32 [n, classes]."""
-    cfg, state = load_checkpoint(checkpoint, image_size=(images.shape[1], images.shape[2]))
-    metadata = read_metadata(checkpoint)
-    model = Vim(cfg).eval()
-    model.load_state_dict(state)
-    mean, std = (torch.tensor(metadata[key]).view(1, -1, 1, 1) for key in ("mean", "std"))
-    parts = []
-    with torch.inference_mode():
-        for start in range(0, len(images), batch):
-            pixels = torch.from_numpy(images[start : start + batch]).permute(0, 3, 1, 2).float() / 255
-            parts.append(model((pixels - mean) / std).numpy())
-    return np.concatenate(parts)
 
 
 @click.command()
@@ -69,7 +52,7 @@ def main(checkpoint: Path, calibration: Path, data: Path, out: Path, images: int
     done = json.loads(out.read_text()) if out.exists() else {"n": len(test), "rows": []}
     cache = out.with_suffix(".float.npy")
     if not cache.exists():
-        np.save(cache, float_logits(checkpoint, test))
+        np.save(cache, FloatModel(checkpoint).classify(test))
     reference = np.load(cache).argmax(axis=1)
     rows = {row["name"]: row for row in done["rows"]}
     rows["float"] = {"name": "float", "top1": 100 * float((reference == labels).mean()), "agreement": 100.0}

@@ -29,7 +29,9 @@ def _softplus(x):
 
 
 @triton.jit
-def _add_norm_fwd(x, o, scale, w, x_out, n, rstd, rows, tokens, width, eps, HAS_O: tl.constexpr, BM: tl.constexpr, BW: tl.constexpr):
+def _add_norm_fwd(
+    x, o, scale, w, x_out, n, rstd, rows, tokens, width, eps, HAS_O: tl.constexpr, BM: tl.constexpr, BW: tl.constexpr
+):
     m = tl.program_id(0) * BM + tl.arange(0, BM)
     c = tl.arange(0, BW)
     live = (m < rows)[:, None] & (c < width)[None, :]
@@ -46,7 +48,24 @@ def _add_norm_fwd(x, o, scale, w, x_out, n, rstd, rows, tokens, width, eps, HAS_
 
 
 @triton.jit
-def _add_norm_bwd(dx_out, dn, x, rstd, scale, w, dx, do, dw, rows, tokens, width, HAS_O: tl.constexpr, BM: tl.constexpr, BW: tl.constexpr, STEPS: tl.constexpr):
+def _add_norm_bwd(
+    dx_out,
+    dn,
+    x,
+    rstd,
+    scale,
+    w,
+    dx,
+    do,
+    dw,
+    rows,
+    tokens,
+    width,
+    HAS_O: tl.constexpr,
+    BM: tl.constexpr,
+    BW: tl.constexpr,
+    STEPS: tl.constexpr,
+):
     c = tl.arange(0, BW)
     weight = tl.load(w + c, c < width, 0.0)
     acc = tl.zeros([BM, BW], tl.float32)
@@ -89,7 +108,9 @@ def _conv_fwd(xz, w, b, u, rows, tokens, inner, K: tl.constexpr, BM: tl.constexp
 
 
 @triton.jit
-def _conv_bwd_weight(xz, w, b, du, dw, db, rows, tokens, inner, K: tl.constexpr, BM: tl.constexpr, BC: tl.constexpr, STEPS: tl.constexpr):
+def _conv_bwd_weight(
+    xz, w, b, du, dw, db, rows, tokens, inner, K: tl.constexpr, BM: tl.constexpr, BC: tl.constexpr, STEPS: tl.constexpr
+):
     """Replaces du by the gradient before SiLU; sums of the weights' gradients over this program's rows.
 
     Axis 2 of the grid is the direction: 0 looks at tokens before, 1 at tokens after.
@@ -109,9 +130,15 @@ def _conv_bwd_weight(xz, w, b, du, dw, db, rows, tokens, inner, K: tl.constexpr,
         room = tl.where(side == 0, t, tokens - 1 - t)
         ok = m < rows
         x0 = tl.load(xz + m[:, None] * (2 * inner) + c[None, :], ok[:, None], 0.0).to(tl.float32)
-        x1 = tl.load(xz + (m + sign)[:, None] * (2 * inner) + c[None, :], (ok & (room >= 1))[:, None], 0.0).to(tl.float32)
-        x2 = tl.load(xz + (m + 2 * sign)[:, None] * (2 * inner) + c[None, :], (ok & (room >= 2))[:, None], 0.0).to(tl.float32)
-        x3 = tl.load(xz + (m + 3 * sign)[:, None] * (2 * inner) + c[None, :], (ok & (room >= 3))[:, None], 0.0).to(tl.float32)
+        x1 = tl.load(xz + (m + sign)[:, None] * (2 * inner) + c[None, :], (ok & (room >= 1))[:, None], 0.0).to(
+            tl.float32
+        )
+        x2 = tl.load(xz + (m + 2 * sign)[:, None] * (2 * inner) + c[None, :], (ok & (room >= 2))[:, None], 0.0).to(
+            tl.float32
+        )
+        x3 = tl.load(xz + (m + 3 * sign)[:, None] * (2 * inner) + c[None, :], (ok & (room >= 3))[:, None], 0.0).to(
+            tl.float32
+        )
         wat = w + side * K * inner + c
         pre = x0 * tl.load(wat + 3 * inner)[None, :] + x1 * tl.load(wat + 2 * inner)[None, :] + bias[None, :]
         pre += x2 * tl.load(wat + inner)[None, :] + x3 * tl.load(wat)[None, :]
@@ -150,7 +177,9 @@ def _conv_bwd_input(dpre, w, dxz, rows, tokens, inner, K: tl.constexpr, BM: tl.c
 
 
 @triton.jit
-def _scan_fwd(u, dt, dbc, A, D, bias, y, states, batch, tokens, inner, RANK: tl.constexpr, N: tl.constexpr, BD: tl.constexpr):
+def _scan_fwd(
+    u, dt, dbc, A, D, bias, y, states, batch, tokens, inner, RANK: tl.constexpr, N: tl.constexpr, BD: tl.constexpr
+):
     side = tl.program_id(2)
     c = tl.program_id(1) * BD + tl.arange(0, BD)
     n = tl.arange(0, N)
@@ -183,7 +212,28 @@ def _scan_fwd(u, dt, dbc, A, D, bias, y, states, batch, tokens, inner, RANK: tl.
 
 
 @triton.jit
-def _scan_bwd(dy, u, dt, dbc, A, D, bias, states, du, ddt, dbc_part, dA, dD, dbias, batch, tokens, inner, RANK: tl.constexpr, N: tl.constexpr, BD: tl.constexpr):
+def _scan_bwd(
+    dy,
+    u,
+    dt,
+    dbc,
+    A,
+    D,
+    bias,
+    states,
+    du,
+    ddt,
+    dbc_part,
+    dA,
+    dD,
+    dbias,
+    batch,
+    tokens,
+    inner,
+    RANK: tl.constexpr,
+    N: tl.constexpr,
+    BD: tl.constexpr,
+):
     side = tl.program_id(2)
     which = side * batch + tl.program_id(0)
     c = tl.program_id(1) * BD + tl.arange(0, BD)

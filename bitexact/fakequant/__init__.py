@@ -39,6 +39,8 @@ STEPS: dict[str, type[Step]] = {
     step.kind: step for step in (PatchEmbed, InsertToken, RMSNorm, Linear, Conv1d, Rom, Scan, Gate, Add, SelectToken)
 }
 
+PIECE = 1 << 17  # elements that are turned into integers at a time on a CPU
+
 Sink = Callable[[str, Tensor], None]
 
 
@@ -76,7 +78,7 @@ class FakeQuant:
     def run(self, images: Any, taps: Iterable[str] = ()) -> dict[str, Tensor]:
         """images uint8 [n, H, W, C] (NumPy or torch) -> the logits and every tensor that a glob names.
 
-        Values are int64 [n, *shape] on the device.
+        Values are int32, or int64 where that is too narrow, [n, *shape] on the device.
         """
         made: dict[str, Tensor] = {}
         self.stream(images, select(self.program, taps), made.__setitem__)
@@ -115,7 +117,7 @@ class FakeQuant:
     def run_operator(self, op: Operator, inputs: Mapping[str, Any]) -> dict[str, Tensor]:
         """Runs one operator of the plain form on integers.  inputs: tensor name -> integers [n, *shape].
 
-        Returns every output: tensor name -> int64 [n, *shape] on the device.
+        Returns every output: tensor name -> int32 or int64 [n, *shape] on the device.
         """
         with torch.no_grad(), exact_matmul():
             values = {port: self.reals(name, inputs[name]) for port, name in op.inputs.items()}
@@ -156,11 +158,14 @@ class FakeQuant:
 
     def integers(self, name: str, real: Tensor) -> Tensor:
         """The integers of a tensor from its real values, by exact scaling; InexactError if they are none."""
-        scaled = real.to(torch.float64) * self.scales(name)[0]
-        codes = scaled.to(torch.int64)
-        if not torch.equal(codes.to(torch.float64), scaled):
-            raise InexactError(f"{name} has a value that is not an integer multiple of its scale")
-        return codes
+        declared = self.program.tensors[name]
+        down = self.scales(name)[0].expand(real.shape[1:])
+        narrow = declared.bits <= 31 + declared.signed
+        for dtype in (torch.int32, torch.int64) if narrow else (torch.int64,):
+            codes = exact_codes(real, down, dtype)
+            if codes is not None:
+                return codes
+        raise InexactError(f"{name} has a value that is not an integer multiple of its scale")
 
     def reals(self, name: str, codes: Any) -> Tensor:
         """The real values of a tensor from its integers."""
@@ -168,6 +173,28 @@ class FakeQuant:
             codes = torch.from_numpy(codes.astype(np.int64))
         real = codes.to(device=self.device, dtype=torch.float64) * self.scales(name)[1]
         return real.to(self.kept[name] or torch.float64)
+
+
+def exact_codes(real: Tensor, down: Tensor, dtype: torch.dtype) -> Tensor | None:
+    """real [n, rows, ...] times down [rows, ...] as integers of `dtype`; None if that changes any value."""
+    codes = torch.empty(real.shape, dtype=dtype, device=real.device)
+    for part in pieces(real):
+        scaled = real[part].to(torch.float64) * down[part[1]]
+        codes[part] = scaled
+        if not torch.equal(codes[part].to(torch.float64), scaled):
+            return None
+    return codes
+
+
+def pieces(value: Tensor) -> Iterator[tuple[slice, slice]]:
+    """Slices of [n, rows, ...] that cover it: all at once, or on the CPU in pieces that stay in its cache."""
+    n, rows = value.shape[:2]
+    images = step = max(n, rows)
+    if value.device.type == "cpu":
+        images, step = 1, max(1, PIECE * rows * n // max(1, value.numel()))
+    for i in range(0, n, images):
+        for start in range(0, rows, step):
+            yield slice(i, i + images), slice(start, start + step)
 
 
 def open_device(device: str | torch.device) -> torch.device:

@@ -44,14 +44,25 @@ def exponents(program: Program, name: str) -> Integers:
     if declared.exponent is None:
         raise UserError(f"{name} has no exponent of its own")
     grid = np.full([1] * len(declared.shape), declared.exponent, dtype=np.int64)
-    for term in declared.terms:
-        at = declared.axes.index(term.axis)
-        if term.offset is not None:
-            along = np.asarray(program.arrays[term.offset]).astype(np.int64)
-        else:
-            along = np.array([term.shifts[i] for i in program.arrays[term.index]], dtype=np.int64)
-        grid = grid + along.reshape([-1 if axis == at else 1 for axis in range(len(declared.shape))])
+    for at, axis in enumerate(declared.axes):
+        if any(term.axis == axis for term in declared.terms):
+            line = term_sum(program, name, axis)
+            grid = grid + line.reshape([-1 if i == at else 1 for i in range(len(declared.shape))])
     return grid
+
+
+def term_sum(program: Program, name: str, axis: str) -> Integers:
+    """What the terms along one axis add to the exponent at each position: int64 [length of the axis]."""
+    declared: Any = program.tensors[name] if name in program.tensors else program.constants[name]
+    total = np.zeros(declared.shape[declared.axes.index(axis)], dtype=np.int64)
+    for term in declared.terms:
+        if term.axis != axis:
+            continue
+        if term.offset is not None:
+            total = total + np.asarray(program.arrays[term.offset]).astype(np.int64)
+        else:
+            total = total + np.array([term.shifts[i] for i in program.arrays[term.index]], dtype=np.int64)
+    return total
 
 
 def magnitude(declared: Declaration) -> int:
@@ -76,15 +87,18 @@ def power_of_two(exponent: ArrayLike, dtype: torch.dtype, device: torch.device) 
 
 
 def round_to_integer(v: Tensor, mode: str) -> Tensor:
-    """Rounds real values to integers by a Program's mode; exact where v + 1/2 is (see `Exactness.rounding`)."""
+    """Rounds real values to integers by a Program's mode, in place (`v` is overwritten and returned).
+
+    Exact where v + 1/2 is (see `Exactness.rounding`).
+    """
     if mode == "half_up":
-        return torch.floor(v + 0.5)
+        return v.add_(0.5).floor_()
     if mode == "floor":
-        return torch.floor(v)
+        return v.floor_()
     if mode == "half_even":
-        return torch.round(v)
+        return v.round_()
     if mode == "half_away":
-        return torch.copysign(torch.floor(torch.abs(v) + 0.5), v)
+        return torch.copysign(v.abs().add_(0.5).floor_(), v)
     raise UserError(f"rounding is {mode!r}, must be half_up, half_even, half_away or floor")
 
 
@@ -103,12 +117,12 @@ class Grid:
 
     def __call__(self, real: Tensor) -> Tensor:
         """Real values of any precision -> the real values on the grid."""
-        return self.codes(real) * self.up
+        return self.codes(real * self.down).mul_(self.up)
 
-    def codes(self, real: Tensor) -> Tensor:
-        """The integers that stand for `real` on this grid, as floats."""
-        rounded = round_to_integer(real * self.down, self.mode)
-        return rounded if self.low is None else torch.clamp(rounded, self.low, self.high)
+    def codes(self, scaled: Tensor) -> Tensor:
+        """The integers for values that are already in units of this grid (`scaled` is overwritten)."""
+        rounded = round_to_integer(scaled, self.mode)
+        return rounded if self.low is None else rounded.clamp_(self.low, self.high)
 
     def part(self, index: Any) -> Grid:
         """The grid of a part of the output: `down` and `up` indexed."""

@@ -91,10 +91,9 @@ class Scan(Kind):
         terms = self.state_terms(v)
         base = v.out_exponent("h")
         delta, u = v.input("delta"), v.input("u")
+        e_dx = v.exponent("delta") + v.exponent("u")
         return {
-            "dx": v.declare(
-                "dx", "internal", flat_axes, flat, 16, True, v.exponent("delta") + v.exponent("u"), delta.terms + u.terms
-            ),
+            "dx": v.declare("dx", "internal", flat_axes, flat, 16, True, e_dx, delta.terms + u.terms),
             "abar": v.declare("abar", "internal", cube_axes, cube, m + 1, False, -m),
             "b": v.declare("b", "internal", cube_axes, cube, 31, True, base - m, terms),
             "acc": v.declare("acc", "accumulator", cube_axes, cube, ACCUMULATOR_BITS, True, base - m, terms),
