@@ -43,7 +43,7 @@ from intsim.program import Array, Program
 from intsim.roms import exp2_rom, rom_table
 
 PROFILES = {"int8": 8, "wide-state": 16}
-ROWS = 4096  # rows (image, token) on which exponents are searched
+ROWS = 2048  # rows (image, token) on which exponents are searched
 SCAN_IMAGES = 16  # images on which the state's exponents are searched
 CHUNK = 16  # images that the float model runs at a time
 MAX_STATE_TOKEN_SHIFT = 4

@@ -135,6 +135,8 @@ class Builder:
                 v.fail(f"constant {role!r} is not given")
             self._constant(op, role, spec)
         for role, (spec, array) in kind.derived_constants(v).items():
+            if role in constants:
+                v.fail(f"constant {role!r} follows from the exponents and may not be given")
             op.constants[role] = constant_name(name, role)
             program.arrays[op.constants[role]] = array
             self._constant(op, role, spec)

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from intsim.arithmetic import Int64, container, int64
 from intsim.errors import ProgramError
 
-AXES = ("row", "column", "token", "channel", "state", "class", "tap", "entry")
+AXES = ("row", "column", "token", "channel", "state")
 ROLES = ("input", "output", "accumulator", "state", "internal")
 
 Array = NDArray[Any]

@@ -27,6 +27,10 @@ ZEROS = b"0" * 64
 MAX_HEADER = 64 << 20
 MAX_FILE = 4 << 30
 MAX_MESSAGE = 1000
+FIELDS = {
+    *("format", "spec", "sha256", "name", "profile", "rounding", "image", "classes", "provenance"),
+    *("tensors", "constants", "operators"),
+}
 
 
 def describe(program: Program) -> dict[str, Any]:
@@ -174,8 +178,10 @@ def from_description(d: dict[str, Any]) -> Program:
     """Program without arrays from the description; the result still has to be validated."""
     if d["format"] != "intsim-program":
         raise ProgramError(f"format is {d['format']!r}, must be 'intsim-program'")
-    if not isinstance(d["spec"], str) or d["spec"].split(".")[0] != SPEC_VERSION.split(".")[0]:
+    if d["spec"] != SPEC_VERSION:
         raise ProgramError(f"it was made for SPEC version {d['spec']!r}, this is {SPEC_VERSION}")
+    if set(d) != FIELDS:
+        raise ProgramError(f"the description's fields are {sorted(d)}, must be {sorted(FIELDS)}")
     for name in ("name", "profile", "rounding"):
         text(d[name], name)
     for name in ("image", "provenance", "tensors", "constants"):

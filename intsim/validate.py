@@ -21,7 +21,7 @@ MAX_GROUP_SHIFT = 15
 MAX_EXPONENT = 127
 MAX_ELEMENTS = 1 << 31
 MAX_NAME = 200
-PROFILES = ("int8", "wide-state", "custom")
+PROFILES: dict[str, int | None] = {"int8": 8, "wide-state": 16, "custom": None}  # bits of the state h
 GROUP_SUFFIX = ".group"
 PORT_NAME = re.compile(r"[A-Za-z0-9_]+")
 OPERATOR_NAME = re.compile(r"[A-Za-z0-9_]+(\.[A-Za-z0-9_]+)*")  # names become file names and HDL identifiers
@@ -64,6 +64,11 @@ def validate(program: Program) -> None:
             made[op.tensor(port)] = None
         used |= set(op.constants.values())
     require(list(program.tensors) == list(made), "the declared tensors are not those that the operators make, in order")
+    logits = program.tensors[program.logits]
+    require(
+        logits.shape[-1] == len(program.classes),
+        f"{len(program.classes)} class names are given, the logits {program.logits} are {list(logits.shape)}",
+    )
     unused = sorted(set(program.constants) - used)
     require(not unused, f"constant {unused[0] if unused else ''} belongs to no operator")
 
@@ -230,6 +235,11 @@ def check_operator(program: Program, op: Operator) -> dict[str, Bound]:
     for role, name in op.constants.items():
         v.require(name == constant_name(op.name, role), f"constant {role} is named {name}")
     if op.kind == "scan":
+        bits = PROFILES[program.profile]
+        v.require(
+            bits in (None, v.output("h").bits),
+            f"h has {v.output('h').bits} bits, profile {program.profile} has {bits}",
+        )
         v.require(v.output("h").terms == state_terms(op), "output h must have the terms of the state's shifts")
     tensors = kind.derived_tensors(v)
     for port, tensor in tensors.items():

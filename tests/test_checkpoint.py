@@ -1,13 +1,16 @@
 """Checkpoint reading and writing, and the float Vim against a small NumPy reference written here."""
 
+import csv
 import json
 import os
 import pickle
 import struct
 from argparse import Namespace
+from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 torch = pytest.importorskip("torch")
 
@@ -52,15 +55,16 @@ def same(one, two):
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
-@pytest.mark.parametrize("wrapper", [None, "model", "state_dict", "module."])
-@pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
+@pytest.mark.parametrize(
+    ("suffix", "wrapper"),
+    [(".pth", None), (".pth", "model"), (".pth", "state_dict"), (".pth", "module."), (".safetensors", None)]
+    + [(".safetensors", "module.")],
+)
 def test_round_trip(tmp_path, dtype, wrapper, suffix):
     state = {key: value.to(dtype) for key, value in random_state().items()}
     path = tmp_path / ("vim" + suffix)
     keys = {("module." if wrapper == "module." else "") + key: value for key, value in state.items()}
     if suffix == ".safetensors":
-        if wrapper in ("model", "state_dict"):
-            pytest.skip("a .safetensors file is flat")
         safetensors.torch.save_file(keys, path)
     else:
         torch.save({wrapper: keys, "epoch": 3} if wrapper in ("model", "state_dict") else keys, path)
@@ -394,6 +398,30 @@ def test_not_a_checkpoint_at_all(tmp_path, suffix):
     path.mkdir()
     with pytest.raises(CheckpointError, match="folder"):
         load_checkpoint(path)
+
+
+def test_embedded_checkpoint():
+    folder = Path(__file__).resolve().parents[1] / "intsim" / "embedded"
+    path = folder / "vim_cifar10.safetensors"
+    if not path.exists():
+        pytest.skip("no embedded float checkpoint here")
+    assert path.stat().st_size <= 3.4e6
+    cfg, state = load_checkpoint(path)
+    metadata = read_metadata(path)
+    assert (cfg.image_height, cfg.image_width, cfg.tokens, cfg.classes) == (32, 32, 65, 10)
+    assert metadata["top1_float"] >= 87
+    with open(folder / "images" / "labels.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == 64
+    images = np.stack([np.asarray(Image.open(folder / "images" / row["file"])) for row in rows])
+    x = torch.from_numpy(images).permute(0, 3, 1, 2).float() / 255
+    x = (x - torch.tensor(metadata["mean"]).view(3, 1, 1)) / torch.tensor(metadata["std"]).view(3, 1, 1)
+    model = Vim(cfg)
+    model.load_state_dict(state)
+    with torch.no_grad():
+        found = model(x).argmax(-1)
+    assert all(metadata["classes"][int(row["label"])] == row["class"] for row in rows)
+    assert (found == torch.tensor([int(row["label"]) for row in rows])).sum() >= 57
 
 
 def test_errors_are_value_errors():

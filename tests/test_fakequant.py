@@ -198,7 +198,7 @@ def test_the_rule_is_where_float32_stops() -> None:
     exact.value("acc", 1 << 53, 0)
     with pytest.raises(UserError, match="operator x: acc can need 53 bits"):
         exact.choose()
-    for shift, fits in ((1, True), (23, True), (24, False)):
+    for shift, fits in ((1, True), (24, True), (25, False)):
         exact = Exactness("x")
         exact.rounding("acc", (1 << 22) - 1, 0, shift, 127)
         assert exact.holds(torch.float32) is fits, shift
@@ -367,7 +367,7 @@ def test_compare_names_the_first_difference() -> None:
                     made["layers.1.mixer.dt_proj.out"][i, 4, 7] ^= 8
             return made
 
-    for layers, memory in ((["*"], 1 << 30), (["*"], 1 << 14), (["layers.1.*", "head.*"], 1 << 13)):
+    for layers, memory in ((["*"], 1 << 30), (["layers.1.*", "head.*"], 1 << 17)):
         report = compare(program, images, layers=layers, batch=2, reference=Wrong(), memory=memory)
         assert report.mismatches == 1 and report.guilty is not None
         first = report.guilty.first
@@ -388,7 +388,9 @@ def test_compare_holds_no_more_than_it_may() -> None:
     size, parts = plan(program, names, None, 1 << 15)
     assert size == 1 and len(parts) > 2 and sum(parts, []) == names
     report = compare(program, images_for(program), memory=1 << 15)
-    assert report.mismatches == 0 and report.elements == 5 * sum(int(np.prod(t.shape)) for t in program.tensors.values())
+    assert report.mismatches == 0 and report.elements == 5 * sum(
+        int(np.prod(t.shape)) for t in program.tensors.values()
+    )
 
 
 def test_compare_refuses_an_unknown_reference() -> None:
@@ -403,9 +405,39 @@ def test_fused_kernels_in_the_interpreter() -> None:
     """The CUDA kernels, run by Triton's interpreter in a process of their own."""
     pytest.importorskip("triton")
     environment = {**os.environ, "TRITON_INTERPRET": "1", "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    code = "import sys; from tests.fused_interpreted import main; sys.exit(main())"
-    run = subprocess.run([sys.executable, "-c", code], env=environment, cwd=ROOT, capture_output=True, text=True)
+    run = subprocess.run([sys.executable, __file__], env=environment, cwd=ROOT, capture_output=True, text=True)
     assert run.returncode == 0, run.stdout + run.stderr
+
+
+def run_fused() -> None:
+    """Eight small Programs through the fused kernels on the CPU, every tensor; run by the test above."""
+    for seed in range(8):
+        program = random_program(
+            seed,
+            Size(
+                (9, 11, 3), patch=4, stride=3, width=12, depth=1, inner=20, states=(8, 5)[seed % 2], dt_rank=3, taps=4
+            ),
+            rounding=ROUNDINGS[seed % 4],
+            k=(4, 1)[seed // 4],
+            state_bits=(8, 16)[seed // 2 % 2],
+            abar_fraction=(15, 7)[seed // 4],
+            extreme=0.3,
+        )
+        images = images_for(program, 1, seed)
+        fake = FakeQuant(program, "cpu", fast=True)
+        expected = Oracle(program).run(images, ["*"])
+        got = fake.run(images, ["*"])
+        assert_same(expected, {name: got[name] for name in expected})
+        logits = expected[program.logits].reshape(len(images), -1)
+        assert np.array_equal(fake.classify(images, 2).numpy(), logits)
+
+
+def test_the_fast_form_says_where_it_cannot_run() -> None:
+    program = random_program(0, SIZE)
+    if os.environ.get("TRITON_INTERPRET", "0") == "0":
+        pytest.importorskip("triton")
+        with pytest.raises(UserError, match="fast form needs CUDA"):
+            FakeQuant(program, "cpu", fast=True)
 
 
 @needs_cuda
@@ -414,15 +446,22 @@ def test_fused_kernels_in_the_interpreter() -> None:
 def test_cuda_gives_the_same_integers(seed: int, fast: bool) -> None:
     program = drawn(seed)
     images = images_for(program, seed=seed)
-    assert_same(Oracle(program).run(images, ["*"]), FakeQuant(program, "cuda", fast).run(images, ["*"]))
+    expected, got = Oracle(program).run(images, ["*"]), FakeQuant(program, "cuda", fast).run(images, ["*"])
+    assert_same(expected, {name: got[name] for name in expected})  # the fast form makes them in another order
 
 
 @needs_cuda
 @pytest.mark.parametrize("rounding", ROUNDINGS)
 @pytest.mark.parametrize("state_bits", [8, 16])
 def test_cuda_fast_at_a_real_size(rounding: str, state_bits: int) -> None:
-    program = random_program(9, Size((64, 64, 3), 8, 8, 192, 2, 384, 16, 12, 4, 100), rounding=rounding, state_bits=state_bits)
+    program = random_program(
+        9, Size((64, 64, 3), 8, 8, 192, 2, 384, 16, 12, 4, 100), rounding=rounding, state_bits=state_bits
+    )
     images = images_for(program, 4)
     assert compare(program, images, "cuda", fast=True).mismatches == 0
     logits = Engine(program).classify(images)
     assert np.array_equal(FakeQuant(program, "cuda", fast=True).classify(images, 4).numpy(), logits)
+
+
+if __name__ == "__main__":
+    run_fused()

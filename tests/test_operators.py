@@ -345,7 +345,7 @@ def test_patch_order_stride_and_image_shape() -> None:
     """Input k = (ch * patch + i) * patch + j, patches row by row, stride below patch, pixels left over."""
     height, width, patch, stride = 5, 8, 3, 2
     k = 2 * patch * patch
-    b = Builder("order", image=(height, width, 2), classes=["one"])
+    b = Builder("order", image=(height, width, 2), classes=["one"] * k)
     op = b.add(
         "patch_embed",
         "p",

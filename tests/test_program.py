@@ -445,6 +445,11 @@ TAMPERED: dict[str, tuple[Edit, str]] = {
     "unknown kind": (field("softmax", O, "head", "kind"), "softmax"),
     "unknown rounding": (field("half_down", "rounding"), "half_down"),
     "unknown profile": (field("int4", "profile"), "int4"),
+    "profile of another width": (field("wide-state", "profile"), "wide-state"),
+    "too few classes": (field(["one"], "classes"), "1 class names"),
+    "unknown field": (lambda s: s.description.update(comment=1), "comment"),
+    "spec 1.7": (field("1.7", "spec"), r"1\.7"),
+    "logits of 20 bits": (field(20, "tensors", "head.out", "bits"), "20 bits"),
     "spec 2.0": (field("2.0", "spec"), r"2\.0"),
     "spec 0": (field("0.9", "spec"), r"0\.9"),
     "spec of no number": (field("", "spec"), "SPEC"),
@@ -637,7 +642,7 @@ def test_no_other_integer_makes_another_exception(data: bytes) -> None:
 
 
 def test_the_builder_refuses_and_leaves_the_program_as_it_was() -> None:
-    b = Builder("b", image=(4, 4, 1), classes=["one"])
+    b = Builder("b", image=(4, 4, 1), classes=["one", "two"])
     good: dict[str, Any] = {"weight": np.ones((2, 4), int), "weight_exponent": [0, 0], "bias": [0, 0]}
 
     def add(name: str = "p", kind: str = "patch_embed", patch: Any = 2, out: Out | None = None, **changed: Any) -> None:
@@ -671,3 +676,10 @@ def test_the_builder_refuses_and_leaves_the_program_as_it_was() -> None:
     with pytest.raises(ProgramError, match="none"):
         b.add("add", "a", {"x": "none", "y": "none"}, {}, {}, {"out": Out(16, 0)})
     assert b.finish().logits == "p.out"
+
+
+def test_a_derived_constant_may_not_be_given() -> None:
+    b = Builder("b", image=(4, 4, 1), classes=["one", "two"])
+    constants = {"weight": np.ones((2, 4), int), "weight_exponent": [0, 0], "bias": [0, 0], "shift": [0, 0]}
+    with pytest.raises(ProgramError, match="shift"):
+        b.add("patch_embed", "p", {"image": "image"}, constants, {"patch": 2, "stride": 2}, {"out": Out(16, 0)})

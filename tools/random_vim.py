@@ -90,7 +90,7 @@ def fit_block(block, x, r_c, r_d, generator, rounds):
             top = h.abs().amax(0)
             peak[name] = torch.maximum(peak[name], top) if name in peak else top
 
-        out = block(x, taps, watch)
+        block(x, taps, watch)
         misfit = []
         for side, c, d in zip(sides, r_c, r_d, strict=True):
             top = peak[f"{mixer.prefix}.scan{side}"].clamp(min=1e-30)
@@ -159,6 +159,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--dtype", choices=tuple(DTYPES), default="float32")
     parser.add_argument("--out", required=True, help="the .safetensors to write")
     args = parser.parse_args(argv)
+    torch.set_num_threads(1)  # a scan is many small steps, which threads only slow down
     cfg = config(args.size, args.image, args.patch, args.stride, args.depth, args.classes)
     factors = load_factors(args.state_factors, args.size, cfg) if args.state_factors else None
 

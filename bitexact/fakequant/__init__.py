@@ -71,7 +71,7 @@ class FakeQuant:
         if fast:
             from bitexact.fakequant.fast import Fused
 
-            self._fused = Fused(program, self.device)
+            self._fused = Fused(self)
 
     # --- running ---
 
@@ -91,7 +91,8 @@ class FakeQuant:
         """
         batch = self.images(images)
         if self._fused is not None:
-            self._fused.stream(batch, frozenset(names), sink)
+            with exact_matmul():
+                self._fused.stream(batch, frozenset(names), sink)
             return
         values: Reals = {"image": batch}
         if "image" in names:
@@ -127,7 +128,8 @@ class FakeQuant:
     def classify(self, images: Any, batch: int = 64) -> Tensor:
         """images uint8 [n, H, W, C] -> logits, int64 [n, classes], on the CPU; `batch` images at a time."""
         if self._fused is not None:
-            logits: Tensor = self._fused.classify(images, batch)
+            with exact_matmul():
+                logits: Tensor = self._fused.classify(images, batch)
             return logits
         parts = []
         for start in range(0, len(images), batch):
@@ -166,6 +168,10 @@ class FakeQuant:
             if codes is not None:
                 return codes
         raise InexactError(f"{name} has a value that is not an integer multiple of its scale")
+
+    def scaled(self, name: str, real: Tensor) -> Tensor:
+        """The codes of a tensor as float64, unchecked and without waiting for the device."""
+        return real.to(torch.float64) * self.scales(name)[0]
 
     def reals(self, name: str, codes: Any) -> Tensor:
         """The real values of a tensor from its integers."""

@@ -2,8 +2,8 @@
 
 Everything is derived from the exponents of the Program, as in the plain form, and by the same rule: a matrix product
 runs on bfloat16 operands with float32 accumulators where every partial sum stays below 2^24 units, in parts that go
-over to int32 where only the parts do, and as the plain form's operator where neither holds.  The patch embedding, the
-final norm and the head are the plain form's.  The integers are those of the plain form, which stays as the check.
+over to int32 where only the parts do, and is refused where neither holds.  The patch embedding, the final norm and
+the head are the plain form's.  The integers are those of the plain form, which stays as the check.
 """
 
 from __future__ import annotations
@@ -40,7 +40,6 @@ FRACTION = 19
 INPUT_BLOCKS = (64, 32, 16)  # inputs summed in float32 before they go over to int32, the most that is exact
 
 Sink = Callable[[str, Tensor], None]
-Plain = Callable[[Operator, dict[str, Tensor]], dict[str, Tensor]]
 
 
 def interpreted() -> bool:
@@ -230,8 +229,8 @@ class ScanLaunch(Source):
             lows.append(low)
             highs.append(high)
             self.formats.append((m, *self.limits(h)))
-            largest = magnitude(program.tensors[op.inputs["delta"]]) * magnitude(program.tensors[op.inputs["u"]])
-            largest *= magnitude(program.tensors[op.inputs["B"]])
+            factors = [magnitude(program.tensors[op.inputs[port]]) for port in ("delta", "u", "B")]
+            largest = max(largest, factors[0] * factors[1] * factors[2])
         self.channels, self.states = self.integers(self.ops[0], "A").shape
         self.A = self.codes("A", np.uint8)
         self.D = self.codes("D")
@@ -245,7 +244,7 @@ class ScanLaunch(Source):
         self.coarse = bool((np.stack(fraction) > FRACTION).any())
         rom = self.integers(self.ops[0], "exp2_rom")
         packed = np.append((rom[:-1] << 10) | (rom[:-1] - rom[1:]), 0)
-        self.rom = self.array([packed])
+        self.exp2 = self.array([packed])
         self.columns = int(program.tensors[program.operator(x_proj(self.ops[0])).tensor("acc")].shape[1])
         self.b_at = segment_start(program, self.ops[0].inputs["B"])
         self.c_at = segment_start(program, self.ops[0].inputs["C"])
@@ -280,7 +279,7 @@ class ScanLaunch(Source):
                 self.y_tokens,
                 self.low,
                 self.high,
-                self.rom,
+                self.exp2,
                 y,
                 *made,
                 first,
@@ -370,7 +369,7 @@ class Layer(Source):
 class Fused:
     """Runs a Program of SPEC section 4 with fused kernels.
 
-    plain: the plain form's operators by name, for what is not fused; its `integers` and `reals` convert.
+    fake: the FakeQuant whose plain operators run what is not fused, and whose scales convert.
     """
 
     def __init__(self, fake: Any):
@@ -391,7 +390,8 @@ class Fused:
         with torch.no_grad():
             self._run(images, frozenset(names), sink)
 
-    def _run(self, images: Tensor, names: frozenset[str], sink: Sink) -> None:
+    def _run(self, images: Tensor, names: frozenset[str], sink: Sink) -> Tensor:
+        """Runs everything; returns the real values of the logits [n, 1, classes]."""
         program, n = self.program, len(images)
         if "image" in names:
             sink("image", images.to(torch.int32))
@@ -399,14 +399,15 @@ class Fused:
         values: dict[str, Tensor] = {"image": images}
         for op in head:
             self._plain(op, values, names, sink)
-        stream = self.fake.codes(head[-1].tensor("out"), values[head[-1].tensor("out")])
-        residual = stream.to(torch.int16).reshape(n * self.tokens, -1)
+        stream = head[-1].tensor("out")
+        residual = self.fake.scaled(stream, values[stream]).to(torch.int16).reshape(n * self.tokens, -1)
         for layer in self.layers:
             residual = self._layer(layer, residual, n, names, sink)
         last = tail[0].inputs["x"]
         values = {last: self.fake.reals(last, residual.reshape(n, self.tokens, -1))}
         for op in tail:
             self._plain(op, values, names, sink)
+        return values[program.logits]
 
     def _plain(self, op: Operator, values: dict[str, Tensor], names: frozenset[str], sink: Sink) -> None:
         """One operator of the plain form."""
@@ -446,9 +447,7 @@ class Fused:
         none = layer.gamma
         # norm
         normed = empty(torch.int8, rows, D)
-        taps = (
-            (empty(torch.int64, rows), empty(torch.int32, rows), empty(torch.int32, rows, D)) if tap else (none,) * 3
-        )
+        taps = (empty(torch.int64, rows), empty(torch.int32, rows), empty(torch.int32, rows, D)) if tap else (none,) * 3
         a = layer.norm.attributes
         kernels.norm[(blocks(rows, 4),)](
             x,
@@ -602,14 +601,10 @@ class Fused:
         return outputs
 
     def _eager(self, images: Tensor) -> Tensor:
-        """Logits as float64 integers: no check that has to wait for the device."""
-        last = self.program.operators[-1]
-        found: list[Tensor] = []
-        self._run_to(images, lambda real: found.append(real))
-        return (found[0].to(torch.float64) * self.fake.scales(last.tensor("out"))[0]).flatten(1)
-
-    def _run_to(self, images: Tensor, finish: Callable[[Tensor], None]) -> None:
-        raise NotImplementedError
+        """Logits [n, classes] as float64 integers, without a check that would have to wait for the device."""
+        with torch.no_grad():
+            real = self._run(images, frozenset(), lambda name, value: None)
+        return self.fake.scaled(self.program.logits, real).flatten(1)
 
     def _capture(self, batch: int) -> tuple[Any, Tensor, Tensor]:
         """The graph of a whole batch: (graph, its images uint8 [batch, H, W, C], its logits [batch, classes])."""

@@ -88,9 +88,7 @@ def norm(
     r = tl.where((r + 1) * (r + 1) * w <= top, r + 1, r)
     s = (14 + d_shift - k)[:, None]
     product = q * r[:, None]
-    normed = tl.where(
-        s < 0, product << tl.maximum(-s, 0), _round(product, tl.maximum(s, 0), MODE)
-    ).to(tl.int32)
+    normed = tl.where(s < 0, product << tl.maximum(-s, 0), _round(product, tl.maximum(s, 0), MODE)).to(tl.int32)
     g = tl.load(gamma + c, c < width, 0)
     steps = tl.load(shift + c, c < width, 0)
     y = _requantize(normed * g[None, :], steps[None, :], low, high, MODE)

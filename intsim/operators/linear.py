@@ -73,6 +73,9 @@ class Linear(Kind):
 
     def derived_constants(self, v: View) -> dict[str, tuple[ConstSpec, Int64]]:
         wanted = np.concatenate([v.out_exponents(port) for port, _, _ in self.segments(v)])
+        for port, _, _ in self.segments(v):
+            bits = v.output(port).bits
+            v.require(bits <= 16 or bits == 32, f"output {port} has {bits} bits, allowed are up to 16, or 32")
         shift = wanted - (v.exponent("x") + v.array("weight_exponent"))
         v.check_shifts("shift", shift)
         return {"shift": (offsets("channel", len(shift)), shift)}
