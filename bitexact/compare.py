@@ -23,7 +23,7 @@ from intsim.errors import UserError
 from intsim.program import Array, Operator, Program
 from intsim.taps import select
 
-MEMORY = 1 << 30  # bytes of one side's tensors that are held at a time
+MEMORY = {"cpu": 1 << 30, "cuda": 4 << 30}  # bytes of the reference's tensors that are held at a time, by device
 LARGEST_BATCH = 64
 
 Progress = Callable[[int, int], None]
@@ -162,11 +162,12 @@ def compare(
     progress: Progress | None = None,
     *,
     candidate: FakeQuant | None = None,
-    memory: int = MEMORY,
+    memory: int | None = None,
 ) -> Report:
     """Runs both sides on `images` (uint8 [n, H, W, C], sliceable) and compares every tensor that `layers` names.
 
-    batch: images at a time, at most; fewer where their tensors would not fit into `memory` bytes.
+    batch: images at a time, at most; fewer where their tensors would not fit into `memory` bytes (None: 1 GiB, 4 GiB
+    with CUDA).
     reference: "engine", "oracle", or anything with their `run`.  candidate: a FakeQuant made by the caller (then
     `device` and `fast` are its own).  progress(done, total) is called after each batch.
     Raises UserError for a glob that names nothing, images of a wrong shape, or an operator that cannot be exact.
@@ -184,6 +185,7 @@ def compare(
         results[name] = TensorResult(name, producer.name if producer else None, shape)
     report.tensors = list(results.values())
 
+    memory = memory or MEMORY[fake.device.type]
     size, parts = plan(program, names, batch, memory)
     jobs = [(start, part) for start in range(0, len(images), size) for part in parts]
 
@@ -223,9 +225,9 @@ def open_reference(program: Program, reference: str | Runs) -> Runs:
 
 
 def held_bytes(program: Program, name: str) -> int:
-    """Bytes of one image's tensor: the reference's container and the candidate's int32."""
+    """Bytes of one image's tensor in its container (the other side's is gone as soon as it is compared)."""
     declared = program.tensors[name]
-    return int(np.prod(declared.shape)) * (declared.dtype.itemsize + 4)
+    return int(np.prod(declared.shape)) * declared.dtype.itemsize
 
 
 def plan(program: Program, names: Sequence[str], batch: int | None, memory: int) -> tuple[int, list[list[str]]]:

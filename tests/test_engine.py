@@ -125,15 +125,16 @@ def test_wide_group_shifts() -> None:
 
 
 @pytest.mark.parametrize("rounding", ROUNDINGS)
-@pytest.mark.parametrize("less", [6, 20])
+@pytest.mark.parametrize("less", [6, 20, 28])
 def test_scan_with_large_left_shifts(rounding: str, less: int) -> None:
-    """Beyond LARGEST_LEFT b is clamped, and scan_traced runs also when nothing is tapped."""
+    """Left shifts that clamp b; beyond LARGEST_LEFT scan_traced runs also when nothing is tapped."""
     program = random_program(4, SIZE, rounding=rounding)
     for op in program.operators:
         if op.kind == "scan":
             program.arrays[op.constants["b_shift"]] -= less
     scans = [s.kernel for s in Engine(program)._steps if s.op.kind == "scan"]
-    assert not all(k.fast for k in scans)  # type: ignore[attr-defined]
+    assert any(k.clamps for k in scans)  # type: ignore[attr-defined]
+    assert all(k.fast for k in scans) == (less < 28)  # type: ignore[attr-defined]
     got = check(program, images_for(program, 2))
     if less > 10:
         assert max(abs(int(got["layers.0.mixer.scan.b"].min())), int(got["layers.0.mixer.scan.b"].max())) == 2**30 - 1
@@ -353,7 +354,8 @@ def test_exp2(m: int, rounding: str) -> None:
 
 
 @pytest.mark.parametrize("rounding", ROUNDINGS)
-def test_both_scans(rounding: str) -> None:
+@pytest.mark.parametrize("lowest", [-scan.HARMLESS_LEFT, -scan.LARGEST_LEFT])
+def test_both_scans(rounding: str, lowest: int) -> None:
     """scan_fast equals scan_traced up to its largest left shift, with extremes of every input."""
     rng = np.random.default_rng(6)
     batch, tokens, channels, states, padded = 2, 9, 21, 18, 32
@@ -374,7 +376,7 @@ def test_both_scans(rounding: str) -> None:
         ends(0, 31, (channels,), np.int64),
         rom,
         ends(-(2**20), 2**20, (channels,), np.int32),
-        ends(-8, 22, (channels,), np.int64),
+        ends(lowest, 22, (channels,), np.int64),
         ends(0, 4, (tokens,), np.int64),
         ends(0, 12, (channels,), np.int64),
         ends(0, 9, (tokens,), np.int64),
@@ -386,8 +388,9 @@ def test_both_scans(rounding: str) -> None:
         outputs = [np.zeros((0,) * (3 if port in ("dx", "y_acc") else 4), t) for port, t in scan.STORED.items()]
         scan.scan_traced(*arrays, *numbers, *outputs, *[0] * len(outputs), 2, channels, traced)
         table = np.empty(scan.BLOCK * 256 * padded, dtype=np.uint16)
-        scan.scan_fast(*arrays[:4], a.reshape(-1), *arrays[5:], *numbers, table, 2, channels, fast)
-        assert np.array_equal(traced[:, :, 2:], fast[:, :, 2:])
+        for clamps in (0, 1)[lowest < -scan.HARMLESS_LEFT :]:
+            scan.scan_fast(*arrays[:4], a.reshape(-1), *arrays[5:], *numbers, clamps, table, 2, channels, fast)
+            assert np.array_equal(traced[:, :, 2:], fast[:, :, 2:])
         assert (fast[:, :, :2] == 1).all()
 
 

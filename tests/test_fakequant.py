@@ -375,7 +375,6 @@ def test_compare_names_the_first_difference() -> None:
         assert abs(first.reference - first.candidate) == 8
         named = [t for t in report.tensors if t.mismatches]
         assert [t.name for t in named] == ["layers.1.mixer.dt_proj.out"] and named[0].largest_difference == 8
-        # the softplus behind it is fed the wrong value and does not agree with what the other side made of the right one
         assert report.faulty[0] == "layers.1.mixer.dt_proj"
         assert "layers.1.mixer.dt_proj.out[4, 7]" in report.sentence()
 
@@ -438,6 +437,21 @@ def test_the_fast_form_says_where_it_cannot_run() -> None:
         pytest.importorskip("triton")
         with pytest.raises(UserError, match="fast form needs CUDA"):
             FakeQuant(program, "cpu", fast=True)
+
+
+def test_gpu_check_writes_its_report(tmp_path: Path) -> None:
+    out = tmp_path / "report.json"
+    command = [sys.executable, "tools/gpu_check.py", "--device", "cpu", "--count", "3", "--quick", "--out", str(out)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    run = subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True)
+    assert run.returncode == 0, run.stdout + run.stderr
+    report = json.loads(out.read_text())
+    assert report["mismatches"] == 0 and report["finished"] is True and report["program"]
+    assert report["elements"] == sum(r["elements"] for r in report["runs"]) > 0 and report["images_per_second"] > 0
+    assert {"card", "torch", "commit"} <= set(report)
+    again = subprocess.run([*command, "--resume"], env=environment, cwd=ROOT, capture_output=True, text=True)
+    assert again.returncode == 0, again.stderr
+    assert [r["images"] for r in json.loads(out.read_text())["runs"]] == [r["images"] for r in report["runs"]]
 
 
 @needs_cuda

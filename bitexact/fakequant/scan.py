@@ -16,7 +16,7 @@ SEGMENTS = 128  # of the exp2 ROM
 FINE = 4096  # steps of the interpolation inside a segment
 B_LIMIT = (1 << 30) - 1
 LARGEST_SHIFT = 31
-CHUNK = 1 << 18  # elements of [n, tokens, E, N] that are laid out at a time
+CHUNK = {"cpu": 1 << 18, "cuda": 1 << 24}  # elements of [n, tokens, E, N] that are laid out at a time
 
 
 class Scan(Step):
@@ -126,7 +126,7 @@ class Scan(Step):
         y_acc = self.D * u
         kept = {p: dx.new_empty(n, tokens, channels, states) for p in ("abar", "b", "acc", "h") if p in wanted}
         h = dx.new_zeros(n, channels, states)
-        chunk = max(1, CHUNK // (n * channels * states))
+        chunk = max(1, CHUNK[self.device.type] // (n * channels * states))
         for start in range(0, tokens, chunk):
             part = slice(start, min(start + chunk, tokens))
             abar = self.abar(delta[:, part])

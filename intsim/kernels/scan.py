@@ -23,7 +23,8 @@ from intsim.program import Operator, Program
 BLOCK = 32  # channels in a block
 LIMIT = (1 << 30) - 1  # b is clamped to -LIMIT .. LIMIT
 # Largest left shift of dx * B that cannot reach LIMIT: 255 * 128 * 128 * 2^8 < 2^30 - 1.
-LARGEST_LEFT = 8
+HARMLESS_LEFT = 8
+LARGEST_LEFT = 30  # of the fast kernel
 
 # How scan_traced stores the internal tensors; the engine converts to the declared container.
 STORED = {"dx": np.int16, "abar": np.uint16, "b": np.int32, "acc": np.int32, "h": np.int16, "y_acc": np.int32}
@@ -58,6 +59,7 @@ class Scan(Kernel):
             and self.rom.min() >= 0
             and self.rom.max() <= 1 << 17
         )
+        self.clamps = int(self.b_shift.min() + self.token_shift.min() < -HARMLESS_LEFT)
 
     def run(self, workers: Workers, inputs: Mapping[str, Array], wanted: Collection[str]) -> dict[str, Array]:
         batch, tokens, channels = inputs["u"].shape
@@ -90,7 +92,7 @@ class Scan(Kernel):
                 here = slice(block * BLOCK, (block + 1) * BLOCK)
                 scan_fast(
                     *(array[images] for array in arrays), self.a_flat, *constants, *self.numbers,
-                    table, here.start, min(here.stop, channels), signed(y)[images],
+                    self.clamps, table, here.start, min(here.stop, channels), signed(y)[images],
                 )  # fmt: skip
 
         workers.split(blocks * parts, cost // 2, fast)
@@ -153,12 +155,13 @@ def scan_traced(
 @kernel
 def scan_fast(
     delta, u, b_in, c_in, a_flat, fraction, rom, d, b_shift, token_shift, y_shift, y_row_shift,
-    m, mode, h_low, h_high, y_low, y_high, table, start, stop, y_out,
+    m, mode, h_low, h_high, y_low, y_high, clamps, table, start, stop, y_out,
 ):  # fmt: skip
     """`y` for the channels start .. stop - 1, at most BLOCK, of all images; arguments as in scan_traced.
 
     a_flat: A padded with zeros to a multiple of 16 states, as one axis; table: uint16 scratch [BLOCK * 256 * padded].
-    Needs b_shift + token_shift >= -LARGEST_LEFT.
+    Needs b_shift + token_shift >= -LARGEST_LEFT; clamps: 1 if it goes below -HARMLESS_LEFT, so that b may reach its
+    limits.  A left shift by s is then clamped before it, to -2^(30-s) .. 2^(30-s), and after it.
     """
     batch, tokens, _ = u.shape
     states = b_in.shape[2]
@@ -174,6 +177,8 @@ def scan_fast(
     some = np.empty(block, dtype=np.int32)  # 1 where something is shifted out
     total = np.empty(block, dtype=np.int32)
     up = np.empty(block, dtype=np.int32)
+    most = np.empty(block, dtype=np.int32)  # 2^(30-up)
+    least = np.empty(block, dtype=np.int32)
     use = np.int32(-(mode & 1))
     exact = mode > 1  # half_away, half_even: some ties go down
     away = v.splat(np.int32((mode >> 1) & 1))
@@ -186,6 +191,8 @@ def scan_fast(
     h_right = v.splat(np.int32(m))
     h_half = v.splat(np.int32(((1 << m) >> 1) & use))
     zero = v.splat(np.int32(0))
+    b_high = v.splat(np.int32(LIMIT))
+    b_low = v.splat(np.int32(-LIMIT))
     for i in range(batch):
         h[:] = 0
         for t in range(tokens):
@@ -202,11 +209,16 @@ def scan_fast(
                     shift = shift_row[j] + left
                     r = max(shift, 0)
                     up[j] = max(-shift, 0)
+                    most[j] = 1 << (30 - up[j])
+                    least[j] = -most[j]
                     right[j] = r
                     half[j] = ((1 << r) >> 1) & use
                     some[j] = min(r, 1)
             for j in range(block):
-                dx[j] = np.int32(np.int32(delta_row[j]) * np.int32(u_row[j])) << (up[j] & 31)
+                dx[j] = np.int32(delta_row[j]) * np.int32(u_row[j])
+            if not clamps:
+                for j in range(block):
+                    dx[j] = dx[j] << (up[j] & 31)
             for j in range(block):
                 code = np.int64(delta_row[j])
                 row = (j * 256 + code) * padded
@@ -238,18 +250,26 @@ def scan_fast(
                 b_half = v.splat_element(half, j)
                 b_right = v.splat_element(right, j)
                 b_some = v.splat_element(some, j)
+                b_up = v.splat_element(up, j)
+                b_most = v.splat_element(most, j)
+                b_least = v.splat_element(least, j)
                 sums = zero
                 row = (j * 256 + np.int64(delta_row[j])) * padded
                 at = j * padded
                 for n in range(0, padded, 16):
                     x = v.mul(dx_all, v.load_int32(row_b, n))
+                    if clamps:
+                        x = v.shl(v.maximum(v.minimum(x, b_most), b_least), b_up)
                     b = v.add(x, b_half)
                     if exact:
                         tie = v.bit_and(away, v.ashr(x, sign))
                         tie = v.bit_or(tie, v.bit_and(even, v.bit_xor(v.ashr(x, b_right), ones)))
                         b = v.sub(b, v.bit_and(tie, b_some))
+                    b = v.ashr(b, b_right)
+                    if clamps:
+                        b = v.maximum(v.minimum(b, b_high), b_low)
                     acc = v.mul(v.load_uint16(table, row + n), v.load_int32(h, at + n))
-                    acc = v.add(acc, v.ashr(b, b_right))
+                    acc = v.add(acc, b)
                     y = v.add(acc, h_half)
                     if exact:
                         tie = v.bit_and(away, v.ashr(acc, sign))
