@@ -356,6 +356,7 @@ class _Lowering:
         exponent = choose_weights(weight, lambda w: inputs @ w.T + bias, target, search=self.searching)
         quantized = fake_quantize(weight, torch.from_numpy(exponent)[:, None], 8, True, "half_even")
         made = inputs @ quantized.T + bias
+        made, bias = self.corrected(made, target, bias)
         formats: dict[str, Out] = {}
         wanted = np.zeros(rows, dtype=np.int64)
         e_x = self.exponent(x)
@@ -393,6 +394,7 @@ class _Lowering:
         )
         quantized = fake_quantize(weight, torch.from_numpy(exponent)[:, None], 8, True, "half_even")
         made = (windows * quantized).sum(dim=2) + bias
+        made, bias = self.corrected(made, target, bias)
         choice = self.choice(made, target, 8, True, function=F.silu)
         wanted = choice.exponents(inner)
         constants = self.rows_as_integers(weight, bias, exponent, e_x, wanted, np.zeros(taps, dtype=np.int64))
@@ -465,10 +467,8 @@ class _Lowering:
                 stepped = plan.search(self.state_exponents(largest, steps, bits), steps)
                 best = min(best, stepped, key=lambda trial: trial.error)
         y_acc, target = best.y_acc, self.taps[f"{name}.y"][self.some].double()
-        # groups on token: positions are tokens, samples are images and channels
-        by_token = (y_acc.permute(0, 2, 1).flatten(0, 1), target.permute(0, 2, 1).flatten(0, 1))
-        weight = gain.repeat(len(y_acc))[:, None]
-        choice = self.choice(*by_token, 8, True, weight=weight)
+        values, wanted, weight = self.along("token", y_acc, target, gain)
+        choice = self.choice(values, wanted, 8, True, weight=weight)
         self.finish_scan(plan, best, choice)
 
     def finish_scan(self, plan: _ScanPlan, best: _Trial, choice: Choice) -> None:
@@ -495,10 +495,26 @@ class _Lowering:
             real[port] = torch.from_numpy(self.q[tensor][self.some].astype(np.float64) * grid)
         made = (real["y"] + real["y_b"].flip(1)) / 2 * real["g"]
         target = self.taps[f"{name}.out"][self.some].double()
-        by_token = (made.permute(0, 2, 1).flatten(0, 1), target.permute(0, 2, 1).flatten(0, 1))
-        weight = importance.repeat(len(made))[:, None]
-        choice = self.choice(*by_token, 8, True, weight=weight)
-        self.add("gate", name, ports, {}, {}, {"out": self.out(choice, 8, "token")})
+        axis, choice = "token", Choice(0)
+        if self.searching and self.settings.k > 1:  # both axes are tried
+            best = -np.inf
+            for tried in ("channel", "token"):
+                values, wanted, weight = self.along(tried, made, target, importance)
+                table = similarity_table(values, wanted, 8, True, self.mode, weight=weight)
+                found, cosine = choose(table, self.settings.k)
+                if cosine > best:
+                    best, axis, choice = cosine, tried, found
+        else:
+            values, wanted, weight = self.along(axis, made, target, importance)
+            choice = self.choice(values, wanted, 8, True, weight=weight)
+        self.add("gate", name, ports, {}, {}, {"out": self.out(choice, 8, axis)})
+
+    def along(self, axis: str, made: Tensor, target: Tensor, importance: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """(values, target, weight) with the positions of an axis as columns, from [images, token, channel] tensors."""
+        if axis == "channel":
+            return made.flatten(0, 1), target.flatten(0, 1), importance[None, :]
+        columns = [x.permute(0, 2, 1).flatten(0, 1) for x in (made, target)]
+        return columns[0], columns[1], importance.repeat(len(made))[:, None]
 
     # ---- helpers ----
 
@@ -524,7 +540,17 @@ class _Lowering:
         if function is not None:
             target = function(target)
         table = similarity_table(values, target, bits, signed, self.mode, function=function, weight=weight)
-        return choose(table, k)
+        return choose(table, k)[0]
+
+    def corrected(self, made: Tensor, target: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
+        """(made, bias) without the mean error of each channel: every accumulator has a bias, so this costs nothing.
+
+        made: output of the quantized layer, target: the float model's, both [rows, channels].
+        """
+        if not self.searching:
+            return made, bias
+        error = (target - made).mean(dim=0)
+        return made + error, bias + error
 
     def out(self, choice: Choice, bits: int, axis: str = "channel") -> Out:
         if choice.index is None:

@@ -122,8 +122,8 @@ def similarity_table(
     return Table(candidates, target_norm=(w * target**2).sum(dim=0).numpy(), **stacked)
 
 
-def choose(table: Table, k: int) -> Choice:
-    """At most k levels, and the level of each position, with the highest cosine similarity over the tensor.
+def choose(table: Table, k: int) -> tuple[Choice, float]:
+    """At most k levels, and the level of each position, with the highest cosine similarity over the tensor; and that cosine.
 
     Every set of at most k candidates within MAX_SPREAD bits is tried; within a set each position takes the level
     with the least squared error that does not saturate it.
@@ -147,7 +147,7 @@ def choose(table: Table, k: int) -> Choice:
     assert best is not None, "the covering exponent is always allowed"
     columns = list(best[1])
     picked = np.argmin(cost[:, columns], axis=1)
-    return make_choice(candidates[np.array(columns)][picked])
+    return make_choice(candidates[np.array(columns)][picked]), best[0]
 
 
 def cover(values: Tensor, bits: int, signed: bool, k: int) -> Choice:

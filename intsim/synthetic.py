@@ -230,7 +230,8 @@ class _Maker:
         self.rom(f"{m}.silu_z", f"{m}.in_proj.z", 0)
         for suffix in ("", "_b"):
             self.branch(m, suffix)
-        out = self.activation(s.patches + 1, -3, axis="token")
+        axis = "token" if self.rng.random() < 0.5 else "channel"
+        out = self.activation(s.patches + 1 if axis == "token" else s.inner, -3, axis=axis)
         program = self.b.program
         ports = {"y": f"{m}.scan.y", "y_b": f"{m}.scan_b.y", "g": f"{m}.silu_z.out"}
         e_sum = min(program.tensors[ports["y"]].exponent or 0, program.tensors[ports["y_b"]].exponent or 0) - 1

@@ -193,8 +193,8 @@ def check_port(v: View, port: str, spec: PortSpec) -> None:
     v.require(len(t.terms) <= 1, f"output {port} has more than one group term")
     for term in t.terms:
         v.require(
-            term.shifts is not None and term.axis == spec.group_axis,
-            f"output {port} has a term on {term.axis}, allowed are groups on {spec.group_axis}",
+            term.shifts is not None and term.axis in spec.group_axes,
+            f"output {port} has a term on {term.axis}, allowed are groups on {' or '.join(spec.group_axes)}",
         )
         v.require(
             term.index == v.op.constants.get(port + GROUP_SUFFIX),

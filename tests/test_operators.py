@@ -247,7 +247,7 @@ class Naive:
         tokens, channels = len(g), len(g[0])
         e_s = min(self.e("y"), self.e("y_b"))
         assert self.a("y_align") == self.e("y") - e_s and self.a("y_b_align") == self.e("y_b") - e_s
-        shift = self.derived("shift", [self.e(".out") - (e_s + self.e("g", c) - 1) for c in range(channels)])
+        shift = self.derived("shift", [self.e(".out", c) - (e_s + self.e("g", c) - 1) for c in range(channels)])
         acc, out = [], []
         for t in range(tokens):
             s = tokens - 1 - t
@@ -648,7 +648,7 @@ def mirrored(program: Program) -> Program:
 
     for name, constant in program.constants.items():
         made.constants[other(name)] = replace(constant, name=other(name), terms=terms(constant))
-        in_token_order = name == "tokens.pos_embed" or name.endswith(".mixer.gate.out.group")
+        in_token_order = "token" in constant.axes and ("pos_embed" in name or ".gate.out" in name)
         array = program.arrays[name]
         made.arrays[other(name)] = np.ascontiguousarray(array[::-1]) if in_token_order else array
     for name, tensor in program.tensors.items():

@@ -392,7 +392,7 @@ TAMPERED: dict[str, tuple[Edit, str]] = {
     "no group": (field([], T, "layers.0.mixer.gate.out", "terms", 0, "shifts"), "gate.out"),
     "group shift of 16": (field([0, 16, 0, 0], T, "layers.0.mixer.gate.out", "terms", 0, "shifts"), "gate.out"),
     "negative group shift": (field([0, -1, 0, 0], T, "layers.0.mixer.gate.out", "terms", 0, "shifts"), "gate.out"),
-    "groups on another axis": (field("channel", T, "layers.0.mixer.gate.out", "terms", 0, "axis"), "gate.out"),
+    "groups on another axis": (field("channel", T, "layers.0.mixer.scan.y", "terms", 0, "axis"), "scan"),
     "group term twice": (group_twice, "gate.*group term"),
     "group index elsewhere": (field(f"{CONV}.out.group", T, "layers.0.mixer.silu.out", "terms", 0, "index"), "silu"),
     "a group term more": (field([{"axis": "channel", "offset": "head.shift"}], T, "head.out", "terms"), "head"),

@@ -39,16 +39,15 @@ ROWS = [
 @click.option("--calibration", type=click.Path(path_type=Path, exists=True), required=True)
 @click.option("--data", type=click.Path(path_type=Path, exists=True), required=True)
 @click.option("--out", type=click.Path(path_type=Path), required=True)
-@click.option("--images", default=256, show_default=True, help="calibration images, the first of the file")
 @click.option("--count", default=0, help="test images (0: all)")
-def main(checkpoint: Path, calibration: Path, data: Path, out: Path, images: int, count: int) -> None:
+def main(checkpoint: Path, calibration: Path, data: Path, out: Path, count: int) -> None:
     """Runs the table and writes it as JSON, row by row."""
     with np.load(data) as file:
         test, labels = file["images"], file["labels"]
     if count:
         test, labels = test[:count], labels[:count]
     with np.load(calibration) as file:
-        calibration_images = file["images"][:images]
+        calibration_images = file["images"]
     done = json.loads(out.read_text()) if out.exists() else {"n": len(test), "rows": []}
     cache = out.with_suffix(".float.npy")
     if not cache.exists():

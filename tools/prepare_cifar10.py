@@ -1,6 +1,7 @@
 """CIFAR-10 for the other tools: convert the official files, read either npz format, write sample images.
 
     python tools/prepare_cifar10.py convert --batches cifar-10-batches-py --out cifar10.npz
+    python tools/prepare_cifar10.py split --data cifar10.npz --split test --out test.npz
     python tools/prepare_cifar10.py images --data cifar10.npz --out intsim/embedded/images --count 64 --seed 0
 
 Two npz formats are read (``read_cifar10``):
@@ -120,6 +121,18 @@ def write_images(data: str, out: str, count: int, seed: int) -> None:
             writer.writerow([file, int(labels[i]), name])
 
 
+def write_split(data: str, split: str, count: int, seed: int, out: str) -> None:
+    """Write `images` and `labels` of one split, as `intsim eval` and `intsim quantize` read them.
+
+    ``count`` images in a random order drawn from ``seed``; with 0 all of them, in their own order.
+    """
+    images, labels = read_cifar10(data, (split,))[split]
+    if count:
+        chosen = np.random.default_rng(seed).permutation(len(images))[:count]
+        images, labels = images[chosen], labels[chosen]
+    np.savez(out, images=images, labels=labels)
+
+
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     commands = parser.add_subparsers(dest="command", required=True)
@@ -131,9 +144,17 @@ def main(argv: list[str] | None = None) -> int:
     two.add_argument("--out", required=True, help="folder to write to")
     two.add_argument("--count", type=int, default=64)
     two.add_argument("--seed", type=int, default=0)
+    three = commands.add_parser("split", help="one split as an npz of images and labels, all or a random part")
+    three.add_argument("--data", required=True, help="an npz of either format")
+    three.add_argument("--split", choices=SPLITS, required=True)
+    three.add_argument("--count", type=int, default=0, help="images, in random order (0: all, in order)")
+    three.add_argument("--seed", type=int, default=0)
+    three.add_argument("--out", required=True, help="the npz to write")
     args = parser.parse_args(argv)
     if args.command == "convert":
         convert(args.batches, args.out)
+    elif args.command == "split":
+        write_split(args.data, args.split, args.count, args.seed, args.out)
     else:
         write_images(args.data, args.out, args.count, args.seed)
     return 0

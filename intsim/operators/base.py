@@ -33,7 +33,7 @@ class ConstSpec:
 class PortSpec:
     """What an output whose format is free must look like.
 
-    group_axis: the axis on which a group term is allowed, or None.
+    group_axes: the axes on one of which a group term is allowed.
     signed: None where either is allowed; bits, exponent: the only allowed value, where it is not free.
     """
 
@@ -41,7 +41,7 @@ class PortSpec:
     shape: tuple[int, ...]
     max_bits: int
     signed: bool | None = True
-    group_axis: str | None = None
+    group_axes: tuple[str, ...] = ()
     role: str = "output"
     bits: int | None = None
     exponent: int | None = None

@@ -31,7 +31,7 @@ class Conv1d(Kind):
         x = v.activation("x")
         v.no_groups(x, "token")
         v.attribute("reverse", 0, 1)
-        return {"out": PortSpec(("token", "channel"), x.shape, 8, group_axis="channel")}
+        return {"out": PortSpec(("token", "channel"), x.shape, 8, group_axes=("channel",))}
 
     def given(self, v: View) -> dict[str, ConstSpec]:
         x = v.input("x")

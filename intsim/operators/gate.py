@@ -32,7 +32,7 @@ class Gate(Kind):
         v.no_groups(y_b, "channel")
         v.no_groups(g, "token")
         v.require(y.shape == y_b.shape == g.shape, "inputs y, y_b and g differ in shape")
-        return {"out": PortSpec(("token", "channel"), y.shape, 8, group_axis="token")}
+        return {"out": PortSpec(("token", "channel"), y.shape, 8, group_axes=("token", "channel"))}
 
     def derived_attributes(self, v: View) -> dict[str, int]:
         e_y, e_y_b = v.exponent("y"), v.exponent("y_b")
@@ -44,7 +44,7 @@ class Gate(Kind):
         return min(v.exponent("y"), v.exponent("y_b")) - 1
 
     def derived_constants(self, v: View) -> dict[str, tuple[ConstSpec, Int64]]:
-        shift = v.out_exponent("out") - (self.sum_exponent(v) + v.exponents("g"))
+        shift = v.out_exponents("out") - (self.sum_exponent(v) + v.exponents("g"))
         v.check_shifts("shift + group shift of out", shift, v.out_shifts("out", "token"))
         return {"shift": (offsets("channel", len(shift)), shift)}
 

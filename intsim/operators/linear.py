@@ -59,7 +59,7 @@ class Linear(Kind):
         rows = len(v.array("bias"))
         v.require(segments[-1][2] == rows, f"segments end at row {segments[-1][2]}, weight has {rows} rows")
         axes = ("token", "channel")
-        return {p: PortSpec(axes, (x.shape[0], b - a), 32, group_axis="channel") for p, a, b in segments}
+        return {p: PortSpec(axes, (x.shape[0], b - a), 32, group_axes=("channel",)) for p, a, b in segments}
 
     def given(self, v: View) -> dict[str, ConstSpec]:
         x = v.input("x")

@@ -27,7 +27,7 @@ class RmsNorm(Kind):
         v.require(not x.terms and x.exponent is not None, "input x must have one exponent")
         v.require(x.shape[1] <= 2047, f"width {x.shape[1]} is above 2047")
         v.attribute("eps_q", 1, 1 << 40)
-        return {"out": PortSpec(("token", "channel"), x.shape, 8, group_axis="channel")}
+        return {"out": PortSpec(("token", "channel"), x.shape, 8, group_axes=("channel",))}
 
     def given(self, v: View) -> dict[str, ConstSpec]:
         width = v.input("x").shape[1]

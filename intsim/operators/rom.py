@@ -23,7 +23,7 @@ class Rom(Kind):
         v.no_groups(x, "token")
         function = FUNCTIONS[v.attribute("function", 0, 1)]
         signed = function == "silu"
-        return {"out": PortSpec(("token", "channel"), x.shape, 8, signed=signed, group_axis="channel")}
+        return {"out": PortSpec(("token", "channel"), x.shape, 8, signed=signed, group_axes=("channel",))}
 
     def given(self, v: View) -> dict[str, ConstSpec]:
         out = v.output("out")

@@ -46,7 +46,7 @@ class Scan(Kind):
         v.require(states <= 256, f"{states} states, at most 256 are allowed")
         return {
             "h": PortSpec(("token", "channel", "state"), (tokens, channels, states), 16, role="state"),
-            "y": PortSpec(("token", "channel"), (tokens, channels), 8, group_axis="token"),
+            "y": PortSpec(("token", "channel"), (tokens, channels), 8, group_axes=("token",)),
         }
 
     def given(self, v: View) -> dict[str, ConstSpec]:
