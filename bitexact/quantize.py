@@ -43,9 +43,11 @@ from intsim.program import Array, Program
 from intsim.roms import exp2_rom, rom_table
 
 PROFILES = {"int8": 8, "wide-state": 16}
-ROWS = 2048  # rows (image, token) on which exponents are searched
+ROWS = 8192  # rows (image, token) on which exponents are searched
 SCAN_IMAGES = 16  # images on which the state's exponents are searched
+GATE_IMAGES = 128  # images on which the gate's output format is searched: its channels have rare large values
 CHUNK = 16  # images that the float model runs at a time
+GATE_AXES = ("channel", "token")  # both are tried
 MAX_STATE_TOKEN_SHIFT = 4
 STATE_STEPS = (1, 0, -1, -2, -3)  # candidates for a channel's state exponent, against the one that covers it
 
@@ -146,6 +148,7 @@ class _Lowering:
         rows = len(images) * self.cfg.tokens
         self.rows = torch.from_numpy(np.sort(rng.permutation(rows)[:ROWS]))
         self.some = np.sort(rng.permutation(len(images))[:SCAN_IMAGES])
+        self.many = np.sort(rng.permutation(len(images))[:GATE_IMAGES])
         c = self.cfg
         self.b = Builder(
             name,
@@ -492,13 +495,13 @@ class _Lowering:
         real = {}
         for port, tensor in ports.items():
             grid = np.exp2(program.exponent_grid(tensor).astype(np.float64))
-            real[port] = torch.from_numpy(self.q[tensor][self.some].astype(np.float64) * grid)
+            real[port] = torch.from_numpy(self.q[tensor][self.many].astype(np.float64) * grid)
         made = (real["y"] + real["y_b"].flip(1)) / 2 * real["g"]
-        target = self.taps[f"{name}.out"][self.some].double()
+        target = self.taps[f"{name}.out"][self.many].double()
         axis, choice = "token", Choice(0)
         if self.searching and self.settings.k > 1:  # both axes are tried
             best = -np.inf
-            for tried in ("channel", "token"):
+            for tried in GATE_AXES:
                 values, wanted, weight = self.along(tried, made, target, importance)
                 table = similarity_table(values, wanted, 8, True, self.mode, weight=weight)
                 found, cosine = choose(table, self.settings.k)

@@ -20,7 +20,7 @@ from torch import Tensor
 from intsim.arithmetic import limits
 
 MAX_SPREAD = 6  # bits between the levels of a k-scaled tensor: they cost accumulator bits
-MAX_SATURATED = 0.003  # share of a position's samples that a searched exponent may saturate
+MAX_SATURATED = 0.0005  # share of a position's samples that a searched exponent may saturate
 REACH = 10  # candidates below the exponent that covers the largest value
 
 

@@ -28,8 +28,9 @@ from intsim.synthetic import Size, random_program  # noqa: E402
 
 SIZE = Size((10, 11, 3), patch=3, stride=3, width=12, depth=2, inner=24, states=8, dt_rank=3, taps=4, classes=5)
 RESIDUAL_BITS = 12  # narrow, so that the residual stream saturates
-STATE_BITS = {1: 16, 4: 8}  # of the Program of each seed
-SEEDS = tuple(STATE_BITS)  # between them they reach every corner: gate alignment, clamped and rounded b, saturated norm
+# Small random Programs, tried in this order until one shows the fault: a saturated norm, a clamped b, a tie that the
+# modes round apart or an aligned gate is not in every one of them.
+SEEDS = (1, 4, 2, 3, 5, 6, 7, 8)
 
 Plant = Callable[[Any], None]
 
@@ -57,7 +58,7 @@ class Bench:
 @cache
 def bench(seed: int) -> Bench:
     """A small Program with every corner in it, images with extremes, and both sides ready."""
-    program = random_program(seed, SIZE, k=4, state_bits=STATE_BITS[seed], extreme=0.3)
+    program = random_program(seed, SIZE, k=4, state_bits=(8, 16)[seed % 2], extreme=0.3)
     for name, tensor in program.tensors.items():
         if tensor.bits == 16 and tensor.signed and tensor.role == "output":
             program.tensors[name] = replace(tensor, bits=RESIDUAL_BITS)
@@ -74,7 +75,6 @@ class Fault:
     title: str
     where: str
     plant: Callable[..., None]
-    seed: int
     edits_program: bool = False
     shared: bool = False  # the edited constant is also read by the operators behind
 
@@ -82,17 +82,17 @@ class Fault:
 FAULTS: list[Fault] = []
 
 
-def fault(where: str, title: str, seed: int = SEEDS[0]) -> Callable[[Plant], Plant]:
+def fault(where: str, title: str) -> Callable[[Plant], Plant]:
     """Registers `plant(step)`, which spoils a copy of the operator's step."""
 
     def register(plant: Plant) -> Plant:
-        FAULTS.append(Fault(title, where, plant, seed))
+        FAULTS.append(Fault(title, where, plant))
         return plant
 
     return register
 
 
-def edit(where: str, title: str, role: str, seed: int = SEEDS[0]) -> Callable[[Callable[[Array], Array]], None]:
+def edit(where: str, title: str, role: str) -> Callable[[Callable[[Array], Array]], None]:
     """Registers `change(array)` of a constant: the operator is made from the Program with that constant changed."""
 
     def register(change: Callable[[Array], Array]) -> None:
@@ -100,14 +100,13 @@ def edit(where: str, title: str, role: str, seed: int = SEEDS[0]) -> Callable[[C
             name = program.operator(where).constants[role]
             program.arrays[name] = change(program.arrays[name].copy())
 
-        FAULTS.append(Fault(title, where, plant, seed, True, role.endswith(".group")))
+        FAULTS.append(Fault(title, where, plant, True, role.endswith(".group")))
 
     return register
 
 
-def broken(fault: Fault) -> FakeQuant:
+def broken(fault: Fault, ready: Bench) -> FakeQuant:
     """A FakeQuant with the fault in it."""
-    ready = bench(fault.seed)
     fake = copy.copy(ready.fake)
     fake.steps = dict(fake.steps)
     if fault.edits_program:
@@ -286,12 +285,12 @@ fault(NORM, "rsqrt one too large")(method("root", lambda original, s, w: origina
 fault(NORM, "rsqrt rounded to nearest instead of down")(
     method("root", lambda original, s, w: torch.round(torch.sqrt(s.d_norm * 2.0**52 / w)))
 )
-fault(NORM, "the quotient's estimate trusted in float32")(
-    method("root", lambda original, s, w: torch.floor(torch.sqrt((s.d_norm * 2.0**52 / w).float())).double())
+fault(NORM, "w cut to 16 significant bits")(
+    method("root", lambda original, s, w: original(s, torch.floor(w * 2.0**-16) * 2.0**16))
 )
 fault(NORM, "normed: floor for half_up")(with_mode("normed"))
 fault(NORM, "out: floor for half_up")(with_mode("out"))
-fault(NORM, "out: dropped saturation", SEEDS[1])(unsaturated("out"))
+fault(NORM, "out: dropped saturation")(unsaturated("out"))
 fault(NORM, "gamma: swapped lanes")(roll("gamma", 0))
 fault(NORM, "a token's sum misses its last channel")(
     method("normalise", lambda original, s, total: original(s, torch.floor(total * (1 - 1 / SIZE.width))))
@@ -466,7 +465,7 @@ edit(SCAN, "A-bar: fraction bits of one channel off by one", "A_exponent")(
     lambda a: a + (np.arange(len(a)) == 7).astype(a.dtype)
 )
 fault(SCAN_B, "A-bar of the token before")(method("abar", lambda original, s, delta: original(s, delta.roll(1, 1))))
-fault(SCAN, "b: floor for half_up", SEEDS[1])(with_mode("b"))
+fault(SCAN, "b: floor for half_up")(with_mode("b"))
 fault(SCAN, "b: clamp missing")(unsaturated("b"))
 fault(SCAN, "b: clamped to -2^30, two's complement")(lambda step: setattr(step.b_grid, "low", -(2**30)))
 fault(SCAN_B, "b: shift of one channel off by one")(lambda step: step.b_grid.down[:, 3].mul_(2.0))
@@ -515,7 +514,15 @@ edit(SCAN, "one row of A swapped with the next", "A")(lambda a: swapped(a, 0, 1)
 
 GATE = "layers.1.mixer.gate"
 fault(GATE, "backward branch not turned back")(channels("y_b", lambda x: x.flip(1)))
-fault(GATE, "alignment of the two directions missing")(channels("y", lambda x: x * 2.0**-3))
+
+
+@fault(GATE, "alignment of the two directions missing")
+def _(step: Any) -> None:
+    e = {port: step.source(port).exponent for port in ("y", "y_b")}
+    for port in e:
+        channels(port, lambda x, by=e[port]: x * 2.0 ** (min(e.values()) - by))(step)
+
+
 fault(GATE, "halving missing")(after(lambda made: {"acc": made["acc"] * 2, "out": made["out"]}))
 fault(GATE, "silu(z) of the neighbouring channel")(codes("g", lambda x: x.roll(1, -1)))
 fault(GATE, "floor for half_up")(with_mode("out"))
@@ -570,8 +577,11 @@ def test_there_are_enough_faults_for_every_kind() -> None:
 
 @pytest.mark.parametrize("planted", FAULTS, ids=[f"{f.where}: {f.title}" for f in FAULTS])
 def test_a_planted_fault_is_caught_and_located(planted: Fault) -> None:
-    ready = bench(planted.seed)
-    report = compare(ready.program, ready.images, reference=ready.oracle, candidate=broken(planted))
+    for seed in SEEDS:
+        ready = bench(seed)
+        report = compare(ready.program, ready.images, reference=ready.oracle, candidate=broken(planted, ready))
+        if report.mismatches:
+            break
     assert report.mismatches > 0, "not caught"
     assert report.guilty is not None and report.guilty.operator == planted.where
     assert report.faulty[0] == planted.where

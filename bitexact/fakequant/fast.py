@@ -222,7 +222,7 @@ class ScanLaunch(Source):
             fraction.append(-(e_delta + exponents(program, op.constants["A"])[:, 0]))
             product = e_delta + e_u + (program.tensors[op.inputs["B"]].exponent or 0)
             b_shift.append(self.channel(h) - m - product)
-            y_shift.append((program.tensors[y].exponent or 0) - self.channel(y_acc))
+            y_shift.append(self.channel(y) - self.channel(y_acc))
             state.append(self.tokens(h))
             y_tokens.append(self.tokens(y))
             low, high = self.limits(y)
@@ -358,8 +358,7 @@ class Layer(Source):
         self.z_rom = Source(program, device, [f"{m}.silu_z"]).rom()
         y, y_b = (program.tensors[gate.inputs[port]].exponent or 0 for port in ("y", "y_b"))
         self.align = (y - min(y, y_b), y_b - min(y, y_b))
-        e_out = program.tensors[gate.tensor("out")].exponent or 0
-        self.gate_shift = self.array([e_out - self.channel(gate.tensor("acc"))])
+        self.gate_shift = self.array([self.channel(gate.tensor("out")) - self.channel(gate.tensor("acc"))])
         self.gate_tokens = self.array([self.tokens(gate.tensor("out"))])
         self.gate_limits = self.limits(gate.tensor("out"))
         self.z_at = segment_start(program, f"{m}.in_proj.z")
@@ -632,4 +631,10 @@ def check_topology(program: Program) -> int:
     other = [name for i in range(depth) for name, kind in LAYER.items() if kinds.get(f"layers.{i}.{name}") != kind]
     if names != expected or other:
         raise UserError("the fast form runs the network of SPEC section 4 only; use the plain form for this Program")
+    for name, tensor in program.tensors.items():
+        allowed = {"channel"}
+        if tensor.role == "output" and re.search(r"\.(scan|scan_b|gate)\.\w+$", name):
+            allowed = {"token"} if "scan" in name else {"token", "channel"}
+        if any(term.shifts is not None and term.axis not in allowed for term in tensor.terms):
+            raise UserError(f"{name}: the fast form has no groups along this axis; use the plain form for this Program")
     return depth
