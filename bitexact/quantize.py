@@ -353,13 +353,13 @@ class _Lowering:
         functions: what follows an output and judges it; groups: whether outputs are k-scaled by channel.
         """
         rows = len(weight)
-        bias = torch.zeros(rows, dtype=torch.float64) if bias is None else bias
+        offset = torch.zeros(rows, dtype=torch.float64) if bias is None else bias
         inputs = self.real(x)
         target = torch.cat([self.target(f"{name}.{port}", len(inputs)) for port in segments], dim=1)
-        exponent = choose_weights(weight, lambda w: inputs @ w.T + bias, target, search=self.searching)
+        exponent = choose_weights(weight, lambda w: inputs @ w.T + offset, target, search=self.searching)
         quantized = fake_quantize(weight, torch.from_numpy(exponent)[:, None], 8, True, "half_even")
-        made = inputs @ quantized.T + bias
-        made, bias = self.corrected(made, target, bias)
+        made = inputs @ quantized.T + offset
+        made, offset = self.corrected(made, target, offset)
         formats: dict[str, Out] = {}
         wanted = np.zeros(rows, dtype=np.int64)
         e_x = self.exponent(x)
@@ -379,7 +379,7 @@ class _Lowering:
                 wanted[part] = fixed.exponent
         program = self.b.program
         shift = program.shifts(x, "channel") + program.shifts(x, "token").max()
-        constants = self.rows_as_integers(weight, bias, exponent, e_x, wanted, shift)
+        constants = self.rows_as_integers(weight, offset, exponent, e_x, wanted, shift)
         listed = [{"port": p, "start": s.start, "stop": s.stop} for p, s in segments.items()]
         self.add("linear", name, {"x": x}, constants, {"segments": listed}, formats)
 

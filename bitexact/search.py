@@ -111,7 +111,8 @@ def similarity_table(
     columns: dict[str, list[Tensor]] = {"error": [], "dot": [], "norm": [], "allowed": []}
     for exponent in candidates:
         scaled = round_real(values / 2.0**exponent, mode)
-        columns["allowed"].append(((scaled < low) | (scaled > high)).double().mean(dim=0) <= MAX_SATURATED)
+        outside = (scaled < low) | (scaled > high)
+        columns["allowed"].append(outside.double().mean(dim=0) <= MAX_SATURATED)
         quantized = scaled.clamp(low, high) * 2.0**exponent
         if function is not None:
             quantized = function(quantized)
@@ -123,7 +124,7 @@ def similarity_table(
 
 
 def choose(table: Table, k: int) -> tuple[Choice, float]:
-    """At most k levels, and the level of each position, with the highest cosine similarity over the tensor; and that cosine.
+    """At most k levels, and the level of each position, with the highest cosine similarity; and that cosine.
 
     Every set of at most k candidates within MAX_SPREAD bits is tried; within a set each position takes the level
     with the least squared error that does not saturate it.
