@@ -16,7 +16,10 @@ def select(program: Program, globs: Iterable[str]) -> list[str]:
     """
     globs = [globs] if isinstance(globs, str) else list(globs)
     names = list(program.tensors)
+    chosen = {program.logits}
     for glob in globs:
-        if not any(fnmatchcase(name, glob) for name in names):
+        found = {glob} & program.tensors.keys() or {name for name in names if fnmatchcase(name, glob)}
+        if not found:
             raise UserError(f"no tensor matches {glob!r}; names look like {names[1]} or {program.logits}")
-    return [n for n in names if n == program.logits or any(fnmatchcase(n, g) for g in globs)]
+        chosen |= found
+    return [name for name in names if name in chosen]

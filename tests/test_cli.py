@@ -648,6 +648,8 @@ def test_ctrl_c_removes_what_is_half_written(model, tmp_path):
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
+        # a job in the background of a script has SIGINT ignored, and so would its children
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     until = time.monotonic() + 120
     while not list(tmp_path.glob(".out.*.part/images/0002")):

@@ -474,6 +474,8 @@ def test_an_interrupted_run_leaves_no_bundle(tmp_path, program, number):
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
+        # a job in the background of a script has SIGINT ignored, and so would its children
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     for _ in range(3):
         assert child.stdout.readline() == "running\n"
