@@ -472,11 +472,8 @@ class _Lowering:
         y_acc, target = best.y_acc, self.taps[f"{name}.y"][self.some].double()
         values, wanted, weight = self.along("token", y_acc, target, gain)
         choice = self.choice(values, wanted, 8, True, weight=weight)
-        self.finish_scan(plan, best, choice)
-
-    def finish_scan(self, plan: _ScanPlan, best: _Trial, choice: Choice) -> None:
-        outputs = {"h": Out(plan.bits, best.base), "y": self.out(choice, 8, "token")}
-        self.add("scan", plan.name, plan.ports, best.constants, {"abar_fraction": 15}, outputs)
+        outputs = {"h": Out(bits, best.base), "y": self.out(choice, 8, "token")}
+        self.add("scan", name, ports, best.constants, {"abar_fraction": 15}, outputs)
 
     def state_exponents(self, largest: Tensor, token_shift: np.ndarray, bits: int) -> np.ndarray:
         """Exponent of each channel's state (at token shift 0) that covers it at every token."""

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from intsim.arithmetic import container, int64
+from intsim.arithmetic import int64
 from intsim.errors import ProgramError
 from intsim.operators.base import ConstSpec, View
 from intsim.program import Constant, Operator, Program, Tensor, Term
@@ -100,8 +100,11 @@ class Builder:
         kind = kind_of(op)
         v = View(program, op)
         for role, values in constants.items():  # readable by the kind before their specs are known
-            op.constants[role] = constant_name(name, role)
-            program.arrays[constant_name(name, role)] = int64(values)
+            shared = constant_name(name, role)
+            if shared in program.constants and not np.array_equal(program.arrays[shared], int64(values)):
+                v.fail(f"constant {shared} is shared with earlier operators, and differs from theirs")
+            op.constants[role] = shared
+            program.arrays[shared] = int64(values)
         ports = kind.ports(v)
         order = kind.order(v)
         if set(ports) != set(outputs):
@@ -156,9 +159,6 @@ class Builder:
             stored = store(array, spec.bits, spec.signed)
         except ProgramError as problem:
             raise ProgramError(f"operator {op.name}: constant {role}: {problem}") from None
-        if name in self.program.constants and not np.array_equal(self.program.arrays[name], stored):
-            raise ProgramError(f"operator {op.name}: constant {name} is shared and differs")
-        assert stored.dtype == container(spec.bits, spec.signed)
         self.program.arrays[name] = stored
         self.program.constants[name] = Constant(
             name, spec.axes, tuple(stored.shape), spec.bits, spec.signed, spec.exponent, spec.terms

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from intsim.arithmetic import ROUNDINGS, bits_needed, limits
+from intsim.arithmetic import ROUNDINGS, bits_needed, container, int64, limits
 from intsim.errors import ProgramError
 from intsim.operators import KINDS
 from intsim.operators.base import Bound, ConstSpec, Kind, PortSpec, View
@@ -281,8 +281,6 @@ def constant_name(operator: str, role: str) -> str:
 
 def store(array: Array, bits: int, signed: bool) -> Array:
     """`array` in the container of its width; refuses a value that does not fit."""
-    from intsim.arithmetic import container, int64
-
     values = int64(array)
     low, high = limits(bits, signed)
     if values.size and (int(values.min()) < low or int(values.max()) > high):

@@ -683,3 +683,20 @@ def test_a_derived_constant_may_not_be_given() -> None:
     constants = {"weight": np.ones((2, 4), int), "weight_exponent": [0, 0], "bias": [0, 0], "shift": [0, 0]}
     with pytest.raises(ProgramError, match="shift"):
         b.add("patch_embed", "p", {"image": "image"}, constants, {"patch": 2, "stride": 2}, {"out": Out(16, 0)})
+
+
+def test_a_shared_constant_may_not_change() -> None:
+    """A second scan with another exp2 ROM would change the first one's."""
+    b = Builder("b", image=SMALL.image, classes=["one"])
+    program = random_program(0, SMALL)
+    b.program = program
+    scan = program.operator(SCAN)
+    given = ("A", "A_exponent", "D", "state_channel_shift", "state_token_shift", "exp2_rom")
+    constants = {role: program.arrays[scan.constants[role]].copy() for role in given}
+    before = constants["exp2_rom"].copy()
+    constants["exp2_rom"][64] += 1
+    h = program.tensors[scan.tensor("h")]
+    formats = {"h": Out(h.bits, h.exponent or 0), "y": Out(8, program.tensors[scan.tensor("y")].exponent or 0)}
+    with pytest.raises(ProgramError, match="exp2.rom is shared"):
+        b.add("scan", "second", scan.inputs, constants, {"abar_fraction": 15}, formats)
+    assert np.array_equal(program.arrays["exp2.rom"], before)
