@@ -452,7 +452,8 @@ def test_targets_that_cannot_be_written(model, tmp_path):
 def test_a_folder_without_permission():
     source = (
         "import os, sys\nfrom pathlib import Path\nfrom intsim.files import new_folder\n"
-        "from golden.cli import check_target, complain\nfrom intsim.errors import UserError\nos.setuid(65534)\n"
+        "from golden.commands.common import check_target, complain\n"
+        "from intsim.errors import UserError\nos.setuid(65534)\n"
         "for work in (lambda p: new_folder(p).__enter__(), lambda p: check_target(p)):\n"
         "    try:\n        work(Path(sys.argv[1]) / 'out')\n"
         "    except UserError as problem:\n        complain(problem)\n"

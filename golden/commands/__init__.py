@@ -1,0 +1,1 @@
+"""The commands of `intsim`, one file each; what several share is in `common`."""

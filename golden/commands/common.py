@@ -1,0 +1,188 @@
+"""What commands share: exit statuses, options, tables, progress, and where a result goes."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from intsim.errors import UserError
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.table import Table
+
+    from intsim.program import Program
+
+MISMATCH, UNUSABLE, BUG, INTERRUPTED, PIPE_CLOSED = 1, 2, 70, 130, 141
+PLAIN_WIDTH = 120  # columns of a table that does not go to a terminal
+
+# Options
+
+model_option = click.option(
+    "--model", type=click.Path(path_type=Path), help="Program file.  [default: the embedded model]"
+)
+json_option = click.option(
+    "--json",
+    "json_to",
+    metavar="FILE",
+    help="Also write the result as JSON; '-' is standard output, and then nothing else goes there.",
+)
+threads_option = click.option("--threads", type=click.IntRange(1, 1024), help="Threads of the engine.")
+crop_option = click.option("--center-crop", is_flag=True, help="Cut larger images to size; nothing is ever resampled.")
+out_option = click.option(
+    "--out", type=click.Path(path_type=Path), required=True, help="Folder to make; must not exist."
+)
+layers_option = click.option(
+    "--layers",
+    multiple=True,
+    metavar="GLOB",
+    help="Tensors to write, such as 'layers.3.*' or '*.acc'; may be repeated.",
+)
+
+
+# Helpers
+
+
+def complain(problem: object) -> int:
+    click.echo(f"intsim: {' '.join(str(problem).split())}", err=True)
+    return UNUSABLE
+
+
+def load(model: Path | None) -> tuple[Program, bytes]:
+    """The Program of `--model` and the bytes of its file."""
+    from intsim import embedded
+    from intsim.program_file import load_program
+
+    path = embedded.program_path() if model is None else model
+    program = load_program(path)
+    try:
+        return program, path.read_bytes()
+    except OSError as problem:
+        raise UserError(f"{path}: cannot be read: {problem.strerror}") from None
+
+
+def console(error: bool = False) -> Console:
+    from rich.console import Console
+
+    class Plain(Console):
+        def on_broken_pipe(self) -> None:
+            raise BrokenPipeError
+
+    made = Plain(stderr=error, markup=False, highlight=False, emoji=False)
+    if not made.is_terminal:
+        made.width = PLAIN_WIDTH
+    return made
+
+
+def table(*columns: str, numbers: Sequence[str] = ()) -> Table:
+    """A table with a line under its head; columns named in `numbers` are aligned to the right."""
+    from rich import box
+    from rich.table import Table
+
+    made = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    for i, column in enumerate(columns):
+        made.add_column(column, justify="right" if column in numbers else "left", overflow="fold", no_wrap=i == 0)
+    return made
+
+
+def say(text: str) -> None:
+    click.echo(text, err=True)
+
+
+@contextlib.contextmanager
+def progress_bar(text: str, total: int | None = None) -> Iterator[Callable[..., None]]:
+    """A bar on standard error if that is a terminal; yields update(done, total=None, text=None)."""
+    if not sys.stderr.isatty():
+        yield lambda done, total=None, text=None: None
+        return
+    from rich import progress
+
+    columns = (
+        progress.TextColumn("{task.description}", markup=False),
+        progress.BarColumn(),
+        progress.MofNCompleteColumn(),
+        progress.TimeElapsedColumn(),
+        progress.TimeRemainingColumn(),
+    )
+    with progress.Progress(*columns, console=console(error=True), transient=True) as bar:
+        task = bar.add_task(text, total=total)
+
+        def update(done: int, total: int | None = None, text: str | None = None) -> None:
+            bar.update(task, completed=done, total=total, description=text)
+
+        yield update
+
+
+def check_target(path: str | Path, new: bool = False) -> None:
+    """Refuses a file that cannot be written, before the work and not after it.  new: it must not exist either."""
+    place = Path(path)
+    if new and (place.exists() or place.is_symlink()):
+        raise UserError(f"{path}: exists already; name a new file or remove it first")
+    if place.is_dir():
+        raise UserError(f"{path}: is a folder, must be a file")
+    if not place.parent.is_dir():
+        raise UserError(f"{path}: cannot be written: there is no folder {place.parent}")
+    if not os.access(place.parent, os.W_OK):
+        raise UserError(f"{path}: cannot be written: the folder {place.parent} is not writable")
+
+
+@contextlib.contextmanager
+def result(json_to: str | None) -> Iterator[tuple[dict[str, Any], Console]]:
+    """Where a command puts its result: a dict for `--json` and a console for people.
+
+    The dict is written when the block ends well.  With `--json -` what goes to the console is dropped.
+    """
+    from intsim.files import write_atomically
+
+    if json_to not in (None, "-"):
+        check_target(json_to)
+    out = console()
+    out.quiet = json_to == "-"
+    found: dict[str, Any] = {}
+    yield found, out
+    if json_to is None:
+        return
+    from golden.manifest import render
+
+    text = render(found)
+    if json_to == "-":
+        sys.stdout.write(text)
+    else:
+        write_atomically(Path(json_to), text.encode())
+
+
+def identity(program: Program) -> dict[str, Any]:
+    return {"name": program.name, "profile": program.profile, "sha256": program.digest}
+
+
+def embedded_images() -> Path:
+    from intsim import embedded
+
+    return embedded.images_path()
+
+
+class LateEngine:
+    """An engine that is made at its first use, when the folder it writes to is known to be good."""
+
+    def __init__(self, make: Callable[[], Any]):
+        self.make = make
+        self.engine: Any = None
+
+    def run(self, images: Any, taps: Any = ()) -> Any:
+        if self.engine is None:
+            self.engine = self.make()
+        return self.engine.run(images, taps)
+
+
+def need_torch() -> None:
+    """Raises UserError where torch is not installed."""
+    try:
+        import torch  # noqa: F401
+    except ImportError as problem:
+        raise UserError(f"this needs torch: pip install 'intsim[torch]' ({problem})") from None

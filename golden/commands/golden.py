@@ -1,0 +1,90 @@
+"""`intsim golden`: a golden bundle."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+import click
+
+from golden.commands.common import (
+    LateEngine,
+    crop_option,
+    embedded_images,
+    identity,
+    json_option,
+    layers_option,
+    load,
+    model_option,
+    out_option,
+    progress_bar,
+    result,
+    say,
+    table,
+    threads_option,
+)
+
+
+@click.command("golden")
+@click.option("--images", "source", help="Image file, folder, class tree or .npz.  [default: the embedded images]")
+@click.option("--count", type=click.IntRange(min=1), help="So many images, spread evenly over the set.  [default: all]")
+@layers_option
+@click.option("--state", is_flag=True, help="Add the scans' abar, b, acc and h at every step: most of the bytes.")
+@out_option
+@model_option
+@crop_option
+@threads_option
+@json_option
+@click.pass_obj
+def command(
+    command: str,
+    source: str | None,
+    count: int | None,
+    layers: tuple[str, ...],
+    state: bool,
+    out: Path,
+    model: Path | None,
+    center_crop: bool,
+    threads: int | None,
+    json_to: str | None,
+) -> None:
+    """Write a golden bundle: the Program's constants and every chosen tensor of real images, with a manifest.
+
+    Without --layers: every tensor but the scans' abar, b, acc and h, which --state adds.  FORMAT.md states the files.
+    JSON: out, program: {name, profile, sha256}, images, tensors (of each image), bytes, content_sha256.
+    """
+    from golden.bundle import choose, write_bundle
+    from golden.engines import make_engine
+    from golden.images import open_images
+
+    program, data = load(model)
+    names = choose(program, layers, state)
+    images = open_images(
+        embedded_images() if source is None else source,
+        program.image,
+        classes=program.classes,
+        count=count,
+        center_crop=center_crop,
+    )
+    with result(json_to) as (found, console):
+        with progress_bar("images", len(images)) as update:
+            written = write_bundle(
+                out,
+                program,
+                LateEngine(lambda: make_engine(program, say, threads)),
+                images,
+                names=names,
+                command=command,
+                time=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+                program_file=data,
+                progress=update,
+            )
+        total = sum(file.stat().st_size for file in out.rglob("*") if file.is_file())
+        found.update(out=str(out), program=identity(program), images=len(images), tensors=len(names), bytes=total)
+        found["content_sha256"] = written["content_sha256"]
+        rows = table("image", "label", "class", numbers=("label", "class"))
+        for entry in written["images"]:
+            label = "" if entry["label"] is None else str(entry["label"])
+            rows.add_row(entry["source"], label, f"{entry['class']} {program.classes[entry['class']]}")
+        console.print(rows)
+        console.print(f"{len(images)} images, {len(names)} tensors of each, {total / 1e6:.1f} MB: {out}")
