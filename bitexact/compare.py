@@ -29,6 +29,15 @@ LARGEST_BATCH = 64
 Progress = Callable[[int, int], None]
 
 
+class Images(Protocol):
+    """Images that are read as they are needed: golden.images.ImageSet."""
+
+    def __len__(self) -> int: ...
+
+    def stacks(self, size: int) -> Iterator[Array]:
+        """uint8 [at most size, H, W, C], in order."""
+
+
 class Runs(Protocol):
     """The integer side: the engine or the oracle."""
 
@@ -137,7 +146,8 @@ class Report:
 
     def sentence(self) -> str:
         """The result in one sentence."""
-        counted = f"{self.elements:,} integers of {len(self.tensors)} tensors, {self.images} images"
+        images = "1 image" if self.images == 1 else f"{self.images} images"
+        counted = f"{self.elements:,} integers of {len(self.tensors)} tensors, {images}"
         if not self.mismatches:
             return f"no mismatch in {counted}"
         text = f"{self.mismatches:,} mismatches in {counted}"
@@ -153,7 +163,7 @@ class Report:
 
 def compare(
     program: Program,
-    images: Any,
+    images: Array | Images,
     device: str | torch.device = "cpu",
     layers: Iterable[str] = ("*",),
     batch: int | None = None,
@@ -164,7 +174,7 @@ def compare(
     candidate: FakeQuant | None = None,
     memory: int | None = None,
 ) -> Report:
-    """Runs both sides on `images` (uint8 [n, H, W, C], sliceable) and compares every tensor that `layers` names.
+    """Runs both sides on `images` (uint8 [n, H, W, C], or read as needed) and compares the tensors of `layers`.
 
     batch: images at a time, at most; fewer where their tensors would not fit into `memory` bytes (None: 1 GiB, 4 GiB
     with CUDA).
@@ -187,20 +197,21 @@ def compare(
 
     memory = memory or MEMORY[fake.device.type]
     size, parts = plan(program, names, batch, memory)
-    jobs = [(start, part) for start in range(0, len(images), size) for part in parts]
-
-    def run_reference(job: tuple[int, list[str]]) -> dict[str, Array]:
-        start, part = job
-        return other.run(np.asarray(images[start : start + size]), part)
-
-    for (start, part), expected in ahead(run_reference, jobs, threaded=fake.device.type == "cuda"):
-        batch_images = np.asarray(images[start : start + size])
-        fake.stream(batch_images, set(part), lambda name, codes: tally(results[name], start, expected.pop(name), codes))  # noqa: B023
-        if progress is not None and part is parts[-1]:
-            progress(min(start + size, len(images)), len(images))
-    if report.mismatches:
-        image = min(t.first.image for t in report.tensors if t.first)
-        report.guilty, report.faulty = locate(program, np.asarray(images[image]), image, fake, other, memory)
+    suspect: tuple[int, Array] | None = None  # the first image with a mismatch
+    jobs = ((start, some, part) for start, some in numbered(images, size) for part in parts)
+    for (start, some, part), expected in ahead(
+        lambda job: other.run(job[1], job[2]), jobs, threaded=fake.device.type == "cuda"
+    ):
+        fake.stream(some, set(part), lambda name, codes: tally(results[name], start, expected.pop(name), codes))  # noqa: B023
+        if part is not parts[-1]:
+            continue
+        if suspect is None and report.mismatches:
+            image = min(t.first.image for t in report.tensors if t.first)
+            suspect = image, some[image - start]
+        if progress is not None:
+            progress(start + len(some), len(images))
+    if suspect is not None:
+        report.guilty, report.faulty = locate(program, suspect[1], suspect[0], fake, other, memory)
     report.seconds = time.perf_counter() - started
     return report
 
@@ -251,18 +262,32 @@ def split(items: list[Any], cost: Callable[[Any], int], limit: int) -> Iterator[
         yield part
 
 
-def ahead(run: Callable[[Any], Any], jobs: list[Any], threaded: bool) -> Iterator[tuple[Any, Any]]:
+def numbered(images: Array | Images, size: int) -> Iterator[tuple[int, Array]]:
+    """(number of the first, at most `size` images) in order."""
+    if isinstance(images, np.ndarray):
+        for start in range(0, len(images), size):
+            yield start, images[start : start + size]
+        return
+    start = 0
+    for some in images.stacks(size):
+        yield start, some
+        start += len(some)
+
+
+def ahead(run: Callable[[Any], Any], jobs: Iterable[Any], threaded: bool) -> Iterator[tuple[Any, Any]]:
     """(job, run(job)) in order; `threaded`: the next job runs while the caller works on this one."""
     if not threaded:
         for job in jobs:
             yield job, run(job)
         return
     with ThreadPoolExecutor(1) as pool:
-        pending: Future[Any] | None = None
-        for i, job in enumerate(jobs):
-            result = pending.result() if pending is not None else run(job)
-            pending = pool.submit(run, jobs[i + 1]) if i + 1 < len(jobs) else None
-            yield job, result
+        running: tuple[Any, Future[Any]] | None = None
+        for job in jobs:
+            before, running = running, (job, pool.submit(run, job))
+            if before is not None:
+                yield before[0], before[1].result()
+        if running is not None:
+            yield running[0], running[1].result()
 
 
 # --- Comparing -------------------------------------------------------------------------------------------------------

@@ -6,10 +6,11 @@
     intsim golden --out DIR                           a golden bundle
     intsim verify BUNDLE                              is the bundle as it was written?
     intsim eval --data PATH                           top-1
+    intsim compare                                    the engine against the independent torch path
     intsim quantize CHECKPOINT --calibration PATH --out MODEL
 
-Exit status: 0 good, 1 a mismatch (`verify`), 2 unusable input (one sentence on standard error, nothing half-written),
-130 interrupted, 141 the reader of standard output went away.
+Exit status: 0 good, 1 a mismatch (`verify`, `compare`), 2 unusable input (one sentence on standard error, nothing
+half-written), 130 interrupted, 141 the reader of standard output went away.
 
 What a command needs is imported when it runs: `--help` and `info` load neither Numba nor torch.
 """
@@ -31,7 +32,8 @@ from golden.commands.common import BUG, INTERRUPTED, PIPE_CLOSED, UNUSABLE, comp
 from intsim import SPEC_VERSION, __version__
 from intsim.errors import UserError
 
-COMMANDS = ("info", "run", "dump", "golden", "verify", "eval", "quantize")  # golden/commands/NAME.py has `command`
+# each is `command` in golden/commands/NAME.py
+COMMANDS = ("info", "run", "dump", "golden", "verify", "eval", "compare", "quantize")
 
 
 class Tool(click.Group):

@@ -78,6 +78,11 @@ class ImageSet:
         if batch:
             yield batch
 
+    def stacks(self, size: int) -> Iterator[Array]:
+        """The pixels of `batches`, uint8 [at most size, H, W, C]."""
+        for batch in self.batches(size):
+            yield np.stack([image.pixels for image in batch])
+
     def stack(self) -> Array:
         """All pixels at once, uint8 [n, H, W, C]."""
         return np.stack([image.pixels for image in self])

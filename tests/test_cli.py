@@ -39,6 +39,14 @@ def model(tmp_path_factory):
     return path
 
 
+@pytest.fixture(scope="module")
+def deep(tmp_path_factory):
+    """A Program of two layers."""
+    path = tmp_path_factory.mktemp("model") / "deep.safetensors"
+    save_program(random_program(7, Size((8, 8, 3), 4, 4, 12, 2, 20, 4, 3, 4, 3)), path)
+    return path
+
+
 def pixels(n, size=SIZE, seed=0):
     return np.random.default_rng(seed).integers(0, 256, (n, *size), dtype=np.uint8)
 
@@ -190,6 +198,80 @@ def test_eval_counts(model, tmp_path):
     tree = json.loads(intsim("eval", "--data", tmp_path / "tree", "--model", model, "--json", "-").stdout)
     assert (tree["correct"], tree["n"]) == (15, 20)
     assert "75.00" in intsim("eval", "--data", tmp_path / "tree", "--model", model).stdout
+
+
+def test_eval_of_the_torch_path_is_that_of_the_engine(model, tmp_path):
+    pytest.importorskip("torch")
+    images = pixels(11, seed=8)
+    right = oracle(model, images).argmax(axis=1)
+    np.savez(tmp_path / "i.npz", images=images, labels=right)
+    found = {}
+    for engine in ("int", "fake"):
+        done = intsim("eval", "--engine", engine, "--data", tmp_path / "i.npz", "--model", model, "--json", "-")
+        found[engine] = json.loads(done.stdout)
+        assert found[engine]["predictions"] == right.tolist()
+        assert found[engine]["images_per_second"] > 0
+    assert (found["fake"]["engine"], found["fake"]["device"], found["fake"]["correct"]) == ("fake", "cpu", 11)
+    assert "fake, cpu" in intsim("eval", "--engine", "fake", "--data", tmp_path / "i.npz", "--model", model).stdout
+    refused(intsim("eval", "--device", "cuda"), "--device and --form are for --engine fake")
+    refused(intsim("eval", "--engine", "fake", "--device", "tpu"), "'tpu'", "use cpu or cuda")
+
+
+def test_compare_finds_no_difference(deep, tmp_path):
+    pytest.importorskip("torch")
+    images = pixels(5, seed=9)
+    np.savez(tmp_path / "i.npz", images=images)
+    command = ["compare", "--images", tmp_path / "i.npz", "--model", deep]
+    done = intsim(*command, "--json", tmp_path / "found.json")
+    assert done.exit_code == 0, (done.stderr, done.exception)
+    found = json.loads((tmp_path / "found.json").read_text())
+    tensors = Oracle(load_program(deep)).run(images, ["*"])
+    assert {t["name"]: t["elements"] for t in found["tensors"]} == {n: t.size for n, t in tensors.items()}
+    assert found["elements"] == sum(t.size for t in tensors.values())
+    assert (found["mismatches"], found["guilty"], found["faulty"], found["images"]) == (0, None, [], 5)
+    assert "layers.*.norm.out (" in done.stdout and "no mismatch in" in done.stdout
+    assert "layers.0.norm.out" in intsim(*command, "--all", "--count", 1).stdout
+    some = json.loads(intsim(*command, "--layers", "*.scan.h", "--reference", "oracle", "--json", "-").stdout)
+    assert {t["name"].split(".", 2)[-1] for t in some["tensors"]} == {"mixer.scan.h", "out"}
+    refused(intsim(*command, "--layers", "nothing.*"), "no tensor matches 'nothing.*'")
+    refused(intsim(*command, "--count", 6), "6 images are asked for, there are 5")
+
+
+def test_compare_names_the_guilty_operator(deep, tmp_path, monkeypatch):
+    pytest.importorskip("torch")
+    from bitexact.fakequant import FakeQuant
+
+    ready = FakeQuant.__init__
+    guilty = "layers.1.mixer.silu_b"
+
+    def spoil(self, *args, **options):
+        ready(self, *args, **options)
+        right = self.steps[guilty]
+        self.steps[guilty] = lambda inputs, wanted: {"out": right(inputs, wanted)["out"].roll(1, 1)}  # a token late
+
+    monkeypatch.setattr(FakeQuant, "__init__", spoil)
+    np.savez(tmp_path / "i.npz", images=pixels(3, seed=9))
+    command = ["compare", "--images", tmp_path / "i.npz", "--model", deep]
+    done = intsim(*command, "--json", tmp_path / "found.json")
+    assert done.exit_code == 1, (done.stderr, done.exception)
+    found = json.loads((tmp_path / "found.json").read_text())
+    assert (found["guilty"]["operator"], found["guilty"]["tensor"]) == (guilty, f"{guilty}.out")
+    assert found["faulty"] == [guilty]
+    first = found["guilty"]["first"]
+    program = load_program(deep)
+    expected = Oracle(program).run(pixels(3, seed=9), [f"{guilty}.out"])[f"{guilty}.out"]
+    place = (first["image"], *first["index"])
+    assert first["reference"] == expected[place] and first["candidate"] == np.roll(expected, 1, 1)[place]
+    differs = expected != np.roll(expected, 1, 1)
+    assert place == tuple(int(i[0]) for i in np.nonzero(differs))
+    (row,) = [t for t in found["tensors"] if t["name"] == f"{guilty}.out"]
+    assert row["mismatches"] == differs.sum()
+    wide = expected.astype(int)
+    assert row["largest_difference"] == np.abs(wide - np.roll(wide, 1, 1)).max()
+    assert found["mismatches"] >= row["mismatches"]
+    assert f"guilty: {guilty} (rom)" in done.stdout
+    told = json.loads(intsim(*command, "--layers", "head.out", "--json", "-").stdout)
+    assert told["guilty"]["operator"] == guilty or told["mismatches"] == 0
 
 
 def test_info_shows_the_program(model):
@@ -479,7 +561,7 @@ def test_bad_options(model, tmp_path):
     refused(intsim(*base, "--count", 2), "2 images are asked for, there are 1")
     refused(intsim("eval", "--data", image, "--model", model), "has no labels: a single image has none")
     refused(intsim("eval", "--data", image, "--checkpoint", image), "--checkpoint is for --engine float")
-    refused(intsim("eval", "--engine", "float", "--model", model), "--model is for --engine int")
+    refused(intsim("eval", "--engine", "float", "--model", model), "--model is not for --engine float")
     np.savez(tmp_path / "i.npz", images=pixels(2), labels=[0, 3])
     refused(intsim("eval", "--data", tmp_path / "i.npz", "--model", model), "i.npz[1]: label is 3, allowed are 0 .. 2")
     refused(intsim("dump", tmp_path / "i.npz", "--model", model, "--out", tmp_path / "out"), "holds 2 images")
@@ -507,6 +589,8 @@ def test_labels_file_that_cannot_be_used(model, tmp_path):
 def test_without_torch_the_float_commands_say_what_to_install(model, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "torch", None)
     refused(intsim("eval", "--engine", "float"), "pip install 'intsim[torch]'")
+    refused(intsim("eval", "--engine", "fake", "--model", model), "pip install 'intsim[torch]'")
+    refused(intsim("compare", "--model", model), "pip install 'intsim[torch]'")
     out = tmp_path / "model.safetensors"
     refused(intsim("quantize", "c.pth", "--calibration", tmp_path, "--out", out), "pip install 'intsim[torch]'")
     np.savez(tmp_path / "i.npz", images=pixels(1))

@@ -5,6 +5,7 @@
 
 Stages (`--stages`):
 
+* `tests`: the tests that need CUDA, by pytest;
 * `embedded`: the embedded model (or `--model`), `--count` test images, every tensor, plain and fast form;
 * `logits`: the same images through the whole-batch CUDA graph, against the engine's logits;
 * `random`: random Programs of Vim-Tiny, Small and Base at 224, `--photos-count` images, every tensor: Tiny in both
@@ -13,7 +14,7 @@ Stages (`--stages`):
 
 The report is rewritten after each piece of work; with `--resume` a later call goes on where an earlier one of the
 same commit and Program stopped, so that a limit on the time of one command (`--seconds`) does no harm.
-Exit status: 0 no mismatch, 1 mismatches, 2 unusable input.
+Exit status: 0 no mismatch, 1 mismatches or a failed test, 2 unusable input.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ import argparse
 import json
 import os
 import platform
+import re
 import subprocess
 import sys
 import time
@@ -47,7 +49,7 @@ from intsim.synthetic import VIM, Size, random_program
 
 ROUNDINGS = ("half_up", "half_even", "half_away", "floor")
 PROFILES = {"int8": 8, "wide-state": 16}
-STAGES = ("embedded", "logits", "random", "speed")
+STAGES = ("tests", "embedded", "logits", "random", "speed")
 HELD = 4 << 30  # bytes of the engine's tensors of one piece of work
 QUICK = Size((32, 32, 3), 8, 8, 24, 2, 48, 8, 3, 4, 10)
 INT32_LANES = 64  # 32-bit integer operations a multiprocessor of an H100 starts in a cycle
@@ -74,7 +76,7 @@ class Check:
         old = json.loads(self.out.read_text())
         same = all(old.get(key) == self.report[key] for key in ("commit", "program", "card"))
         if same:
-            self.report["runs"], self.report["speed"] = old["runs"], old["speed"]
+            self.report.update({key: old[key] for key in ("runs", "speed", "tests") if key in old})
 
     def late(self) -> bool:
         late = time.monotonic() - self.started > self.args.seconds
@@ -108,6 +110,7 @@ def machine(device: str) -> dict[str, Any]:
     facts: dict[str, Any] = {
         "card": torch.cuda.get_device_name(device) if cuda else "none",
         "device": device,
+        "date": time.strftime("%Y-%m-%d", time.gmtime()),
         "torch": torch.__version__,
         "cuda": torch.version.cuda,
         "python": platform.python_version(),
@@ -124,12 +127,14 @@ def machine(device: str) -> dict[str, Any]:
 
 
 def commit() -> str | None:
-    """The checkout's commit, with `+` behind it if tracked files are changed; INTSIM_COMMIT where there is no git."""
+    """INTSIM_COMMIT (a copy of the checkout knows it from its sender), else git's, with `+` if tracked files differ."""
+    if "INTSIM_COMMIT" in os.environ:
+        return os.environ["INTSIM_COMMIT"]
     try:
         head = subprocess.run(["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=True)
         dirty = subprocess.run(["git", "status", "--porcelain", "-uno"], cwd=ROOT, capture_output=True, text=True)
     except (OSError, subprocess.CalledProcessError):
-        return os.environ.get("INTSIM_COMMIT")
+        return None
     return head.stdout.strip() + ("+" if dirty.stdout.strip() else "")
 
 
@@ -246,6 +251,22 @@ def every_tensor(check: Check, title: str, program: Program, images: Array) -> b
     for run in runs.values():
         print(f"{run['title']}: {run['images']} images, {run['mismatches']} mismatches", flush=True)
     return min(run["images"] for run in runs.values()) >= len(images)
+
+
+def tests_stage(check: Check) -> None:
+    """Runs the tests marked as needing CUDA; the report gets how many passed, failed and were skipped."""
+    if "tests" in check.report or check.late():
+        return
+    command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-k", "cuda", "tests/test_fakequant.py"]
+    run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    counts = dict.fromkeys(("passed", "failed", "skipped", "error"), 0)
+    for number, word in re.findall(r"(\d+) (passed|failed|skipped|error)", run.stdout.splitlines()[-1]):
+        counts[word] = int(number)
+    if run.returncode not in (0, 1) or not any(counts.values()):
+        raise UserError(f"the tests could not be run: {(run.stdout + run.stderr).strip()[-500:]}")
+    check.report["tests"] = counts
+    check.save()
+    print(f"tests that need CUDA: {counts}", flush=True)
 
 
 def embedded_stage(check: Check, program: Program) -> None:
@@ -440,6 +461,8 @@ def main(argv: list[str] | None = None) -> int:
         check = Check(args)
         program = embedded_program(args)
         check.resume(program)
+        if "tests" in args.stages and not args.quick:
+            tests_stage(check)
         if "embedded" in args.stages:
             embedded_stage(check, program)
         if "logits" in args.stages:
@@ -457,7 +480,8 @@ def main(argv: list[str] | None = None) -> int:
         f"{report['mismatches']} mismatches in {report['elements']:,} integers, {len(report['runs'])} runs on "
         f"{report['card']}{'' if report['finished'] else ', not finished'}; {args.out}"
     )
-    return int(report["mismatches"] > 0)
+    failed = report.get("tests", {})
+    return int(report["mismatches"] > 0 or failed.get("failed", 0) > 0 or failed.get("error", 0) > 0)
 
 
 if __name__ == "__main__":

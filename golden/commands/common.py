@@ -34,6 +34,9 @@ json_option = click.option(
     help="Also write the result as JSON; '-' is standard output, and then nothing else goes there.",
 )
 threads_option = click.option("--threads", type=click.IntRange(1, 1024), help="Threads of the engine.")
+device_option = click.option(
+    "--device", default="cpu", show_default=True, help="Where the torch path runs: cpu, cuda or cuda:N."
+)
 crop_option = click.option("--center-crop", is_flag=True, help="Cut larger images to size; nothing is ever resampled.")
 out_option = click.option(
     "--out", type=click.Path(path_type=Path), required=True, help="Folder to make; must not exist."
