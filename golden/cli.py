@@ -8,6 +8,7 @@
     intsim eval --data PATH                           top-1
     intsim compare                                    the engine against the independent torch path
     intsim quantize CHECKPOINT --calibration PATH --out MODEL
+    intsim export --format onnx --out FILE            the Program for other tools
 
 Exit status: 0 good, 1 a mismatch (`verify`, `compare`), 2 unusable input (one sentence on standard error, nothing
 half-written), 130 interrupted, 141 the reader of standard output went away.
@@ -33,7 +34,7 @@ from intsim import SPEC_VERSION, __version__
 from intsim.errors import UserError
 
 # each is `command` in golden/commands/NAME.py
-COMMANDS = ("info", "run", "dump", "golden", "verify", "eval", "compare", "quantize")
+COMMANDS = ("info", "run", "dump", "golden", "verify", "eval", "compare", "quantize", "export")
 
 
 class Tool(click.Group):

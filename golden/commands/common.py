@@ -189,3 +189,11 @@ def need_torch() -> None:
         import torch  # noqa: F401
     except ImportError as problem:
         raise UserError(f"this needs torch: pip install 'intsim[torch]' ({problem})") from None
+
+
+def need_onnx() -> None:
+    """Raises UserError where the package onnx is not installed."""
+    try:
+        import onnx  # noqa: F401
+    except ImportError as problem:
+        raise UserError(f"this needs onnx: pip install 'intsim[onnx]' ({problem})") from None
