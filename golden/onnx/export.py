@@ -67,7 +67,7 @@ def export_onnx(program: Program, taps: Iterable[str] = ()) -> ModelProto:
         made,
         opset_imports=opset_imports(),
         ir_version=IR_VERSION,
-        functions=_functions(program.rounding, graph.nodes.nodes),
+        functions=local_functions(program.rounding, graph.nodes.nodes),
         producer_name="intsim",
         producer_version=__version__,
     )
@@ -101,7 +101,7 @@ def metadata(program: Program) -> dict[str, str]:
     }
 
 
-def _functions(rounding: str, nodes: Iterable[NodeProto]) -> list[FunctionProto]:
+def local_functions(rounding: str, nodes: Iterable[NodeProto]) -> list[FunctionProto]:
     """The local functions that the nodes call, and those that these call, callees first."""
     found: dict[str, FunctionProto] = {}
 
