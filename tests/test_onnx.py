@@ -274,6 +274,24 @@ def test_embedded_model() -> None:
     check_taps(program, images, Engine(program).run(images, ["*"]))
 
 
+def test_report() -> None:
+    """The comparison at full size is of these Programs, and found nothing."""
+    report = json.loads((Path(__file__).parent / "reports" / "onnx.json").read_text())
+    found = {run["title"]: run for run in report["runs"]}
+    assert [run["images"] for run in found.values()] == [64, 64, 8, 8]
+    assert report["mismatches"] == sum(run["mismatches"] for run in found.values()) == 0
+    assert report["elements"] == sum(run["elements"] for run in found.values())
+    assert all(run["onnx_bytes_all_taps"] <= 1.5 * run["program_bytes"] for run in found.values())
+    digests = [embedded.program().digest]
+    for bits, profile in ((8, "int8"), (16, "wide-state")):
+        program = random_program(0, VIM["tiny"], state_bits=bits)
+        program_bytes(program)
+        digests.append(program.digest)
+        run = found[f"random Vim-Tiny at 224, {profile}"]
+        assert run["tensors"] == len(program.tensors) - 1
+    assert digests == [run["program"] for title, run in found.items() if title != "embedded model, wide-state"]
+
+
 # --- the file ---
 
 
