@@ -7,6 +7,7 @@
     intsim verify BUNDLE                              is the bundle as it was written?
     intsim eval --data PATH                           top-1
     intsim quantize CHECKPOINT --calibration PATH --out MODEL
+    intsim widths                                     bits that each register needs and uses
 
 Exit status: 0 good, 1 a mismatch (`verify`), 2 unusable input (one sentence on standard error, nothing half-written),
 130 interrupted, 141 the reader of standard output went away.
@@ -31,7 +32,8 @@ from golden.commands.common import BUG, INTERRUPTED, PIPE_CLOSED, UNUSABLE, comp
 from intsim import SPEC_VERSION, __version__
 from intsim.errors import UserError
 
-COMMANDS = ("info", "run", "dump", "golden", "verify", "eval", "quantize")  # golden/commands/NAME.py has `command`
+# golden/commands/NAME.py has `command`
+COMMANDS = ("info", "run", "dump", "golden", "verify", "eval", "quantize", "widths")
 
 
 class Tool(click.Group):
