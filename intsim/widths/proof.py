@@ -231,23 +231,21 @@ def segments(op: Operator) -> list[tuple[str, int, int]]:
     return [(s["port"], s["start"], s["stop"]) for s in op.attributes["segments"]]
 
 
-def taps_in_use(v: View) -> tuple[Int64, Int64]:
-    """(tap numbers that ever see a token, those of them that also see the padding) of a convolution."""
-    taps, tokens = v.array("weight").shape[1], v.input("x").shape[0]
-    used = np.arange(max(0, taps - tokens), taps)
-    return used, used[used < taps - 1]
+def windows(terms: Range) -> Range:
+    """Sums of the last 1, 2, ... taps of a convolution [E, taps in use]: what its first tokens see, and then all."""
+    return Range.of(np.cumsum(terms.low[:, ::-1], axis=1), np.cumsum(terms.high[:, ::-1], axis=1))
 
 
 def prove_conv1d(p: Proof) -> None:
-    v = p.v
-    used, padded = taps_in_use(v)
-    x = p.x["x"]
-    low, high = (np.broadcast_to(end[:, None], v.array("weight").shape).copy() for end in (x.low, x.high))
-    low[:, padded], high[:, padded] = np.minimum(low[:, padded], 0), np.maximum(high[:, padded], 0)
-    weight = v.array("weight")[:, used]
-    terms = Range.of(weight, weight) * Range.of(low[:, used], high[:, used])
-    p.inner("product", "product", terms, Range.of(-128, 127) * p.format("x"))
-    acc = dot(p, terms, np.zeros(terms.low.shape[1], dtype=np.int64), NO_SHIFT)
+    v, x = p.v, p.x["x"]
+    weight = v.array("weight")[:, -v.input("x").shape[0] :]  # a tap before the first token of every position: none
+    terms = Range.of(weight, weight) * x[:, None]
+    p.inner("product", "product", terms.with_zero(), Range.of(-128, 127) * p.format("x"))
+    seen = windows(terms)
+    bias = Range.of(v.array("bias"), v.array("bias"))
+    acc = bias + Range.of(seen.low.min(axis=1), seen.high.max(axis=1))
+    order = bool((terms.low <= 0).all() and (terms.high >= 0).all())
+    p.tensor("acc", acc, rounding=rounding_constant(v.array("shift")), any_order=order)
     p.requantized("out", acc, v.array("shift"))
     p.shift("shift", v.array("shift"))
 

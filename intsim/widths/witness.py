@@ -16,7 +16,7 @@ import numpy as np
 from intsim.arithmetic import Int64, int64
 from intsim.operators import KINDS
 from intsim.operators.base import View
-from intsim.widths.proof import Proof, Register
+from intsim.widths.proof import Proof, Register, windows
 from intsim.widths.ranges import Range
 from intsim.widths.recurrence import Scan, steps_of
 
@@ -132,19 +132,20 @@ def of_patch_embed(p: Proof, register: Register) -> Witness:
 
 
 def of_conv1d(p: Proof, register: Register) -> Witness:
-    """The last token that is processed sees the window; all channels at once."""
-    v, weight = p.v, p.v.array("weight")
-    tokens, taps = v.input("x").shape[0], weight.shape[1]
-    used = weight[:, max(0, taps - tokens) :]
-    low, high = (np.broadcast_to(end[:, None], used.shape).copy() for end in (p.x["x"].low, p.x["x"].high))
-    inside = Range.of(low, high)
-    vectors = pick(used, inside)
+    """All channels at once, each over the first tokens that are processed: as many as reach furthest."""
+    v = p.v
+    weight = v.array("weight")[:, -v.input("x").shape[0] :]
+    vectors = pick(weight, p.x["x"][:, None])
+    seen = windows(Range.of(weight, weight) * p.x["x"][:, None])
+    channels = np.arange(len(weight))
     got = []
-    for rows, best in zip(vectors, (np.minimum, np.maximum), strict=True):
-        ordered = rows.T[::-1] if v.op.attributes["reverse"] else rows.T
-        acc = run(bench(v, {"x": ordered.shape}, {}), x=ordered)["acc"]
-        # an input range without 0: the padding, of a token before the window is full, may reach further
-        got.append(best.reduce(acc, axis=0))
+    for rows, last in zip(vectors, (seen.low.argmin(axis=1), seen.high.argmax(axis=1)), strict=True):
+        x = np.zeros(rows.T.shape, dtype=np.int64)
+        for token in range(len(x)):  # token `last` sees the taps from J - 1 - last on
+            here = token <= last
+            x[token, here] = rows[here, (rows.shape[1] - 1 - last + token)[here]]
+        ordered = x[::-1] if v.op.attributes["reverse"] else x
+        got.append(run(bench(v, {"x": x.shape}, {}), x=ordered)["acc"][last, channels])
     return told(register, (got[0], got[1]), vectors, "x")
 
 
@@ -175,75 +176,101 @@ def of_gate(p: Proof, register: Register) -> Witness:
 # The scan
 
 
-def climb(
-    scan: Scan, first: int, last: int, end: int, weight: Int64, on_h: bool
-) -> tuple[list[int], list[int]]:
-    """(codes, token shifts) of the greedy sequence of one channel.
-
-    It stays at the shift `first` until the states rest or STEPS are done, and takes one more token of shift `last`,
-    each time with the code that makes the sum over states of acc (of h, if on_h) times `weight` [states] largest.
-    end: 0 for the smallest b of each code, 1 for the largest.
-    """
-    abar, codes = scan.abar[0], scan.codes[0]
-    state = np.zeros(len(abar), dtype=np.int64)
-    taken: list[int] = []
-
-    def take(s: int) -> Int64:
-        acc = abar * state[:, None] + scan.b(s)[end][0]
-        found = scan.h(Range.of(acc, acc)).low
-        best = int((weight @ (found if on_h else acc)).argmax())
-        taken.append(int(codes[best]))
-        return found[:, best]
-
-    for _ in range(STEPS):
-        before, state = state, take(first)
-        if np.array_equal(before, state):
-            break
-    state = scan.rescaled(Range.of(state, state), last - first).low
-    take(last)
-    return taken, [first] * (len(taken) - 1) + [last]
-
-
 def corner(u: Int64, b_in: Int64, sign: int) -> tuple[int, int]:
     """The u and B (two ends each) whose product is largest in the direction of `sign`."""
     return max(((int(x), int(y)) for x in u for y in b_in), key=lambda pair: sign * pair[0] * pair[1])
 
 
-def of_scan(p: Proof, register: Register) -> Witness:
-    """acc of the widest channel and state: from each shift that may come before, the greedy sequence; the best of them.
+@dataclass
+class Step:
+    """A token of a sequence that ends here: its shift, its code of delta, what it makes, and the token before."""
 
-    A step rises with the state, so to go furthest at each step goes furthest in the end.
+    shift: int
+    code: int
+    acc: int
+    h: int
+    before: Step | None
+
+
+def furthest(scan: Scan, s_l: Int64, end: int) -> dict[int, Step]:
+    """For each token shift the step, with all before it, that takes acc of one channel and state furthest.
+
+    As a step rises with the state, the furthest sequence is that of the furthest state of each shift that may come
+    before.  Rounds over the shifts until nothing goes further, or STEPS of them.  end: 0 down, 1 up.
     """
+    sign = 1 if end else -1
+    pairs = sorted(steps_of(s_l))
+    abar, codes = scan.abar[0, 0], scan.codes[0]
+    b = {s: scan.b(s)[end][0, 0] for s in sorted({s for s, _ in pairs})}
+
+    def step(s: int, before: Step | None) -> Step:
+        state = 0
+        if before is not None:
+            state = int(scan.rescaled(Range.of(before.h, before.h), s - before.shift).low[0])
+        acc = abar * state + b[s]
+        best = int((sign * acc).argmax())
+        made = int(scan.h(Range.of(acc[best], acc[best])).low[0])
+        return Step(s, int(codes[best]), int(acc[best]), made, before)
+
+    found = {s: step(s, None) for s in b}
+    for _ in range(STEPS):
+        further = False
+        for r, s in pairs:
+            new = step(s, found[r])
+            if sign * new.acc > sign * found[s].acc:
+                found[s], further = new, True
+        if not further:
+            break
+    return found
+
+
+def of_scan(p: Proof, register: Register) -> Witness:
+    """acc of the widest channel and state, driven to both ends."""
     v = p.v
-    assert p.recurrence is not None
     needed = register.needed
     size = np.maximum(-needed.low, needed.high + 1)
     c, n = (int(i) for i in np.unravel_index(int(size.argmax()), size.shape))
     ends = (int(register.range.low[c, n]), int(register.range.high[c, n]))
     whole = Scan.of(v, p.x["delta"], p.x["u"], p.x["B"], slice(c, c + 1))
     scan = replace(whole, abar=whole.abar[:, n : n + 1], product=whole.product[:, n : n + 1])
-    pairs = steps_of(v.array("state_token_shift"))
     reached: list[int] = []
     lengths: dict[str, int] = {}
     inputs: dict[str, dict[str, list[Any]]] = {}
     for end, sign, key in ((0, -1, "low"), (1, 1, "high")):
-        x, y = (np.array([r.low[i], r.high[i]]) for r, i in ((p.x["u"], c), (p.x["B"], n)))
-        u, b_in = corner(x, y, sign)
-        best = None
-        for s, found in p.recurrence.acc.items():
-            if int((found.low, found.high)[end][c, n]) != ends[end]:
-                continue
-            for first in sorted({r for r, to in pairs if to == s}):
-                codes, path = climb(scan, first, s, end, np.array([sign]), False)
-                got = drive(v, c, [n], codes, path, [u] * len(codes), [[b_in]] * len(codes), [0])["acc"][-1, 0, 0]
-                if best is None or sign * got > sign * best[0]:
-                    best = (int(got), codes, path)
-        assert best is not None
-        reached.append(best[0])
-        lengths[key] = len(best[1])
-        inputs[key] = {"delta": runs(best[1]), "state_token_shift": runs(best[2]), "u": [u], "B": [b_in]}
+        last: Step | None = max(furthest(scan, v.array("state_token_shift"), end).values(), key=lambda s: sign * s.acc)
+        steps: list[Step] = []
+        while last is not None:
+            steps.append(last)
+            last = last.before
+        codes, path = [s.code for s in steps[::-1]], [s.shift for s in steps[::-1]]
+        u_ends, b_ends = (np.array([r.low[i], r.high[i]]) for r, i in ((p.x["u"], c), (p.x["B"], n)))
+        u, b_in = corner(u_ends, b_ends, sign)
+        tokens = len(codes)
+        reached.append(int(drive(v, c, [n], codes, path, [u] * tokens, [[b_in]] * tokens, [0])["acc"][-1, 0, 0]))
+        lengths[key] = tokens
+        inputs[key] = {"delta": runs(codes), "state_token_shift": runs(path), "u": [u], "B": [b_in]}
     exact = tuple(reached) == ends
     return Witness(register.name, 2, exact, c, *ends, reached[0], reached[1], inputs, n, lengths)
+
+
+def climb(scan: Scan, s: int, weight: Int64) -> tuple[list[int], Int64]:
+    """(codes, states at the end) of the greedy sequence of one channel at the token shift s, u and B unchanging.
+
+    Each token has the code that makes the sum over states of h times `weight` [states] largest, until the states
+    rest or STEPS are done.
+    """
+    abar, codes, b = scan.abar[0], scan.codes[0], scan.b(s)[0][0]
+    state = np.zeros(len(abar), dtype=np.int64)
+    taken: list[int] = []
+    for _ in range(STEPS):
+        acc = abar * state[:, None] + b
+        found = scan.h(Range.of(acc, acc)).low
+        best = int((weight @ found).argmax())
+        taken.append(int(codes[best]))
+        before, state = state, found[:, best]
+        if np.array_equal(before, state):
+            break
+    return taken, state
 
 
 def of_scan_y(p: Proof, register: Register) -> Witness:
@@ -255,39 +282,48 @@ def of_scan_y(p: Proof, register: Register) -> Witness:
     v = p.v
     assert p.recurrence is not None
     c = widest(register)
-    states, c_in = v.array("A").shape[1], p.x["C"]
+    states, c_in, d = v.array("A").shape[1], p.x["C"], int(v.array("D")[c])
     ends = (int(register.range.low[c]), int(register.range.high[c]))
-    u_ends, b_ends = np.array([p.x["u"].low[c], p.x["u"].high[c]]), np.array([p.x["B"].low, p.x["B"].high])
+    u_ends = [int(p.x["u"].low[c]), int(p.x["u"].high[c])]
     scan = Scan.of(v, p.x["delta"], p.x["u"], p.x["B"], slice(c, c + 1))
+    abar, all_codes = scan.abar[0], scan.codes[0]
     pairs = steps_of(v.array("state_token_shift"))
-    everywhere = np.arange(states)
     reached: list[int] = []
     lengths: dict[str, int] = {}
     inputs: dict[str, dict[str, list[Any]]] = {}
-    for sign, key in ((-1, "low"), (1, "high")):
-        best = None
+    for end, sign, key in ((0, -1, "low"), (1, 1, "high")):
+        best: tuple[int, list[int], list[int], list[int], list[Int64], Int64] | None = None
         for last, h in p.recurrence.h.items():
             four = np.array([a * b for a in (h.low[c], h.high[c]) for b in (c_in.low, c_in.high)]) * sign
+            skip = max(sign * d * u for u in u_ends)
+            if sign * (skip + (int(four.max(axis=0).sum()) << last)) != ends[end]:
+                continue  # not the token shift that gives the interval's end
             choice = four.argmax(axis=0)
-            up = choice >= 2  # the state's end
             c_row = np.where(choice % 2 == 1, c_in.high, c_in.low)
+            points = {}  # with u at either end, each state's B drives it to the wanted end
+            for u in u_ends:
+                row = np.where((choice >= 2) == (u >= 0), p.x["B"].high, p.x["B"].low)
+                points[u] = (row, replace(scan, product=Range.of((u * row)[None, :], (u * row)[None, :])))
             for first in sorted({r for r, to in pairs if to == last}):
-                for u in u_ends:
-                    b_row = np.where(up == (u >= 0), b_ends[1], b_ends[0])
-                    point = replace(scan, product=Range.of((u * b_row)[None, :], (u * b_row)[None, :]))
-                    codes, path = climb(point, first, last, 0, sign * c_row, True)
-                    for turn in u_ends:
-                        b_last = np.where(up == (turn >= 0), b_ends[1], b_ends[0])
-                        u_all, b_all = [u] * (len(codes) - 1) + [turn], [b_row] * (len(codes) - 1) + [b_last]
-                        got = int(drive(v, c, everywhere, codes, path, u_all, b_all, c_row)["y_acc"][-1, 0])
-                        if best is None or sign * got > sign * best[0]:
-                            best = (got, codes, path, [int(u), int(turn)], [b_row, b_last], c_row)
+                for u, (row, point) in points.items():
+                    codes, state = climb(point, first, sign * c_row)
+                    state = scan.rescaled(Range.of(state, state), last - first).low
+                    for turn, (turned, at_last) in points.items():
+                        acc = abar * state[:, None] + at_last.b(last)[0][0]
+                        y_acc = d * turn + ((c_row @ scan.h(Range.of(acc, acc)).low) << last)
+                        i = int((sign * y_acc).argmax())
+                        if best is None or sign * int(y_acc[i]) > sign * best[0]:
+                            path = [first] * len(codes) + [last]
+                            best = (int(y_acc[i]), [*codes, int(all_codes[i])], path, [u, turn], [row, turned], c_row)
         assert best is not None
-        reached.append(best[0])
-        lengths[key] = len(best[1])
+        _, codes, path, u_two, b_two, c_row = best
+        before = len(codes) - 1
+        u_all, b_all = [u_two[0]] * before + u_two[1:], [b_two[0]] * before + b_two[1:]
+        reached.append(int(drive(v, c, np.arange(states), codes, path, u_all, b_all, c_row)["y_acc"][-1, 0]))
+        lengths[key] = len(codes)
         inputs[key] = {
-            "delta": runs(best[1]), "state_token_shift": runs(best[2]), "u": best[3],
-            "B": [row.tolist() for row in best[4]], "C": best[5].tolist(),
+            "delta": runs(codes), "state_token_shift": runs(path), "u": u_two,
+            "B": [row.tolist() for row in b_two], "C": c_row.tolist(),
         }  # fmt: skip
     exact = tuple(reached) == ends
     return Witness(register.name, 2, exact, c, *ends, reached[0], reached[1], inputs, None, lengths)
@@ -308,9 +344,9 @@ def drive(
     shapes: dict[str, tuple[int, ...]] = {"delta": flat, "u": flat, "B": wide, "C": wide}
     alone = bench(v, shapes, arrays)
     name, group = v.op.tensor("y"), v.output("y").group("token")
+    alone.program.tensors[name] = replace(alone.program.tensors[name], shape=flat)
     if group is not None and group.index is not None:
         alone.program.arrays[group.index] = np.zeros(tokens, dtype=np.uint8)
-        alone.program.tensors[name] = replace(alone.program.tensors[name], shape=(tokens, 1))
     c_all = np.broadcast_to(int64(c_in), wide)
     x = {"delta": int64(codes)[:, None], "u": int64(u)[:, None], "B": int64(b_in), "C": c_all}
     return run(alone, **x)
