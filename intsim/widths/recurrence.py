@@ -81,9 +81,12 @@ class Scan:
         low = (self.abar * before.low[..., None] + b[0]).min(axis=-1)
         return Range.of(low, (self.abar * before.high[..., None] + b[1]).max(axis=-1))
 
+    def state(self, value: object, shift: int) -> Int64:
+        """A value requantized to the state's format: acc by m, or h by a step of the token shift."""
+        return requantize(value, shift, self.bits, True, self.mode)
+
     def h(self, acc: Range) -> Range:
-        ends = (requantize(end, self.m, self.bits, True, self.mode) for end in (acc.low, acc.high))
-        return Range.of(*ends)
+        return Range.of(self.state(acc.low, self.m), self.state(acc.high, self.m))
 
     def rest(self, b: tuple[Int64, Int64]) -> Range:
         """The least interval about 0 that no number of steps leaves while the shift stays, [C, N].
@@ -104,7 +107,7 @@ class Scan:
         return Range.of(np.clip(low, smallest, 0), np.clip(high, 0, largest))
 
     def rescaled(self, h: Range, step: int) -> Range:
-        return Range.of(*(requantize(end, step, self.bits, True, self.mode) for end in (h.low, h.high)))
+        return Range.of(self.state(h.low, step), self.state(h.high, step))
 
 
 def steps_of(s_l: Int64) -> set[tuple[int, int]]:

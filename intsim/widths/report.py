@@ -168,6 +168,6 @@ def systemverilog(report: Report, package: str = PACKAGE) -> str:
         used = report.used(r) if report.images else None
         values = {"DECLARED": r.declared, "PROVEN": r.proven, "ENOUGH": r.enough, "USED": used}
         lines.append(f"  // {r.name}, {'signed' if r.signed else 'unsigned'}")
-        lines += [f"  localparam int unsigned {name}_{k} = {v};" for k, v in values.items() if v is not None]
+        lines += [f"  localparam int {name}_{k} = {v};" for k, v in values.items() if v is not None]
     return "\n".join([*lines, "endpackage", ""])
 

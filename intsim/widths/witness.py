@@ -206,10 +206,10 @@ def furthest(scan: Scan, s_l: Int64, end: int) -> dict[int, Step]:
     def step(s: int, before: Step | None) -> Step:
         state = 0
         if before is not None:
-            state = int(scan.rescaled(Range.of(before.h, before.h), s - before.shift).low[0])
+            state = int(scan.state(before.h, s - before.shift)) if s != before.shift else before.h
         acc = abar * state + b[s]
         best = int((sign * acc).argmax())
-        made = int(scan.h(Range.of(acc[best], acc[best])).low[0])
+        made = int(scan.state(acc[best], scan.m))
         return Step(s, int(codes[best]), int(acc[best]), made, before)
 
     found = {s: step(s, None) for s in b}
@@ -264,7 +264,7 @@ def climb(scan: Scan, s: int, weight: Int64) -> tuple[list[int], Int64]:
     taken: list[int] = []
     for _ in range(STEPS):
         acc = abar * state[:, None] + b
-        found = scan.h(Range.of(acc, acc)).low
+        found = scan.state(acc, scan.m)
         best = int((weight @ found).argmax())
         taken.append(int(codes[best]))
         before, state = state, found[:, best]
@@ -307,10 +307,10 @@ def of_scan_y(p: Proof, register: Register) -> Witness:
             for first in sorted({r for r, to in pairs if to == last}):
                 for u, (row, point) in points.items():
                     codes, state = climb(point, first, sign * c_row)
-                    state = scan.rescaled(Range.of(state, state), last - first).low
+                    state = scan.state(state, last - first)
                     for turn, (turned, at_last) in points.items():
                         acc = abar * state[:, None] + at_last.b(last)[0][0]
-                        y_acc = d * turn + ((c_row @ scan.h(Range.of(acc, acc)).low) << last)
+                        y_acc = d * turn + ((c_row @ scan.state(acc, scan.m)) << last)
                         i = int((sign * y_acc).argmax())
                         if best is None or sign * int(y_acc[i]) > sign * best[0]:
                             path = [first] * len(codes) + [last]
