@@ -9,6 +9,7 @@
     intsim compare                                    the engine against the independent torch path
     intsim quantize CHECKPOINT --calibration PATH --out MODEL
     intsim export --format onnx --out FILE            the Program for other tools
+    intsim widths                                     bits that each register needs and uses
 
 Exit status: 0 good, 1 a mismatch (`verify`, `compare`), 2 unusable input (one sentence on standard error, nothing
 half-written), 130 interrupted, 141 the reader of standard output went away.
@@ -34,7 +35,7 @@ from intsim import SPEC_VERSION, __version__
 from intsim.errors import UserError
 
 # each is `command` in golden/commands/NAME.py
-COMMANDS = ("info", "run", "dump", "golden", "verify", "eval", "compare", "quantize", "export")
+COMMANDS = ("info", "run", "dump", "golden", "verify", "eval", "compare", "widths", "quantize", "export")
 
 
 class Tool(click.Group):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 from pathlib import Path
 from typing import Any
@@ -61,3 +62,12 @@ def test_the_bars_are_met() -> None:
     (int8,) = (value for name, value in top1.items() if name.endswith("profile int8"))
     assert top1["float"] - int8 <= 0.5
     assert top1["float"] - top1["profile wide-state"] <= 0.2 + 1e-9
+
+
+def test_widths_table() -> None:
+    spec = importlib.util.spec_from_file_location("widths_table", ROOT / "tools/widths_table.py")
+    assert spec is not None and spec.loader is not None
+    tool = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(tool)
+    report = json.loads((ROOT / "tests/reports/widths.json").read_text())
+    assert between((ROOT / "README.md").read_text(), "widths") == tool.table(report)
