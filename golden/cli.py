@@ -7,6 +7,7 @@
     intsim verify BUNDLE                              is the bundle as it was written?
     intsim eval --data PATH                           top-1
     intsim compare                                    the engine against the independent torch path
+    intsim report --out FILE.html                     one page about a Program
     intsim quantize CHECKPOINT --calibration PATH --out MODEL
     intsim export --format onnx --out FILE            the Program for other tools
     intsim widths                                     bits that each register needs and uses
@@ -35,7 +36,7 @@ from intsim import SPEC_VERSION, __version__
 from intsim.errors import UserError
 
 # each is `command` in golden/commands/NAME.py
-COMMANDS = ("info", "run", "dump", "golden", "verify", "eval", "compare", "widths", "quantize", "export")
+COMMANDS = ("info", "run", "dump", "golden", "verify", "eval", "compare", "widths", "report", "quantize", "export")
 
 
 class Tool(click.Group):

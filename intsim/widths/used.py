@@ -283,11 +283,13 @@ def measure(
     images: Iterable[Array],
     threads: int | None = None,
     progress: Callable[[int], None] = lambda done: None,
+    watch: Callable[[Operator, Mapping[str, Array], Mapping[str, Array]], None] = lambda op, x, out: None,
 ) -> dict[str, Used]:
     """What each register held while the Program ran on `images`, by the register's name.
 
     images: arrays uint8 [n, H, W, C], each run as one batch (`batch_size` says how many images are sensible).
     progress: called with the number of images done.
+    watch: called with each operator and its inputs and outputs by port, [batch, *shape], when it has run.
     """
     usage: dict[str, Used] = {}
     meters = [Meter(program, op, usage, threads) for op in program.operators]
@@ -301,6 +303,7 @@ def measure(
             meter.out = {port: made[op.tensor(port)] for port in op.outputs}
             meter.tensors()
             METERS[op.kind](meter)
+            watch(op, meter.x, meter.out)
             meter.x = meter.out = {}
             values.update({name: array for name, array in made.items() if name in last})
             for name in op.inputs.values():

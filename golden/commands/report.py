@@ -1,0 +1,199 @@
+"""`intsim report`: a Program on one page."""
+
+from __future__ import annotations
+
+import functools
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from golden.commands.common import (
+    check_target,
+    crop_option,
+    embedded_images,
+    json_option,
+    load,
+    model_option,
+    need_torch,
+    progress_bar,
+    result,
+    say,
+    threads_option,
+)
+from intsim.errors import UserError
+
+if TYPE_CHECKING:
+    from bitexact.inference import FloatModel
+    from intsim.program import Program
+
+COUNT = 64  # images, where --count does not say
+
+
+@click.command("report")
+@click.option("--out", type=click.Path(path_type=Path), metavar="FILE", help="Page to write, such as report.html.")
+@click.option("--text", is_flag=True, help="Show the essentials in the terminal.")
+@model_option
+@click.option("--images", "source", help="Image file, folder, class tree or .npz.  [default: the embedded images]")
+@click.option(
+    "--count",
+    type=click.IntRange(min=1),
+    help=f"So many images, spread evenly over the set.  [default: all, but at most {COUNT}]",
+)
+@click.option(
+    "--checkpoint",
+    type=click.Path(path_type=Path),
+    help="Float checkpoint to compare with.  [default: the embedded one, for the embedded model]",
+)
+@click.option("--ablation", metavar="FILE", help="JSON of tools/ablation.py: {n, rows: [{name, top1, agreement}]}.")
+@crop_option
+@threads_option
+@json_option
+@click.pass_obj
+def command(
+    line: str | None,
+    out: Path | None,
+    text: bool,
+    model: Path | None,
+    source: str | None,
+    count: int | None,
+    checkpoint: Path | None,
+    ablation: str | None,
+    center_crop: bool,
+    threads: int | None,
+    json_to: str | None,
+) -> None:
+    """One self-contained page about a Program: network, tensors, bits, accuracy, images, speed.
+
+    \b
+      intsim report --out report.html
+      intsim report --text --count 16
+      intsim report --model vim_int8.safetensors --checkpoint vim.pth --images photos/ --center-crop --out vim.html
+
+    The page needs no network and works from a file.  Without --images the embedded images are run if the model takes
+    their size and has their classes, else none.  JSON: what the page shows, as FORMAT.md states it.
+    """
+    from golden.engines import announce_compilation
+    from golden.images import open_images
+    from golden.report.collect import collect
+    from intsim import embedded
+    from intsim.files import write_atomically
+
+    if out is None and not text and json_to is None:
+        raise UserError("there is nothing to make: give --out FILE for a page, --text for a terminal, or --json FILE")
+    if out is not None:
+        check_target(out)
+        need_jinja2()
+    program, _ = load(model)
+    known = embedded.program() if model is not None else program
+    table = read_ablation(ablation, program)
+    reference, no_float = open_float(checkpoint, program, program.digest == known.digest)
+    images = None
+    if source is not None or (program.image, program.classes) == (known.image, known.classes):
+        place = embedded_images() if source is None else source
+        take = functools.partial(open_images, place, program.image, classes=program.classes, center_crop=center_crop)
+        images = take(count=count)
+        if count is None and len(images) > COUNT:
+            images = take(count=COUNT)
+        if images.labels is not None:
+            images.require_labels(len(program.classes))
+    else:
+        no_float = no_float or "no image was run"
+    announce_compilation(say)
+    with result(json_to) as (found, console):
+        with progress_bar("proving") as update:
+            data, pictures = collect(
+                program,
+                images,
+                reference,
+                no_float=no_float,
+                ablation=table,
+                threads=threads,
+                tick=lambda what, done, total: update(done, total, what),
+            )
+        found.update(data)
+        if out is not None:
+            from golden.report.page import render
+
+            page = render(data, pictures, line or "intsim report")
+            write_atomically(out, page)
+            console.print(f"{out}: {len(page):,} bytes")
+        if text:
+            from golden.report.terminal import tables
+
+            for each in tables(data):
+                console.print(each)
+
+
+def need_jinja2() -> None:
+    try:
+        import jinja2  # noqa: F401
+    except ImportError as problem:
+        raise UserError(f"a page needs jinja2: pip install 'intsim[report]' ({problem})") from None
+
+
+def open_float(checkpoint: Path | None, program: Program, is_embedded: bool) -> tuple[FloatModel | None, str]:
+    """The float model to compare with; or None, and why."""
+    if checkpoint is None and not is_embedded:
+        return None, "no float checkpoint is given (--checkpoint FILE)"
+    try:
+        need_torch()
+    except UserError as problem:
+        if checkpoint is not None:
+            raise
+        return None, str(problem)
+    from bitexact.inference import FloatModel
+    from bitexact.stages import check_same_network
+    from intsim import embedded
+
+    path = embedded.checkpoint_path() if checkpoint is None else checkpoint
+    height, width, _ = program.image
+    mean, std = (numbers(program.provenance.get(key)) for key in ("mean", "std"))
+    model = FloatModel(path, image_size=(height, width), mean=mean, std=std)
+    check_same_network(model, program, str(path))
+    return model, ""
+
+
+def numbers(value: Any) -> list[float] | None:
+    """A list of numbers, or None if it is none: provenance may hold anything."""
+    good = isinstance(value, list) and all(isinstance(v, (int, float)) for v in value)
+    return value if good else None
+
+
+def read_ablation(path: str | None, program: Program) -> dict[str, Any] | None:
+    """The ablation of `--ablation`, else that in the Program's provenance, else None: {source, n, rows}."""
+    if path is None:
+        found: Any = program.provenance.get("ablation")
+        source = "the Program"
+        if found is None:
+            return None
+    else:
+        source = Path(path).name
+        try:
+            found = json.loads(Path(path).read_text(encoding="utf-8"))
+        except (OSError, ValueError) as problem:
+            raise UserError(f"{path}: cannot be read as JSON: {problem}") from None
+    try:
+        rows = [
+            {"name": str(row["name"]), **{key: figure(row[key]) for key in ("top1", "agreement")}}
+            for row in found["rows"]
+        ]
+        n = found.get("n")
+        if not rows or not (n is None or (isinstance(n, int) and n > 0)):
+            raise ValueError("no rows, or n is no number of images")
+    except (KeyError, TypeError, ValueError, AttributeError) as problem:
+        text = f"{type(problem).__name__}: {problem}"
+        raise UserError(
+            f"{path or 'provenance'}: is no ablation: {{n, rows: [{{name, top1, agreement}}]}} in percent ({text})"
+        ) from None
+    return {"source": source, "n": n, "rows": rows}
+
+
+def figure(value: Any) -> float | None:
+    """A percentage, or None where there is none."""
+    if value is None:
+        return None
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value <= 100:
+        raise ValueError(f"{value!r} is no percentage")
+    return float(value)
