@@ -208,7 +208,8 @@ def test_page_is_whole_and_asks_for_nothing(small, collected):
     text = " ".join(" ".join(read.text).split())
     for row in data["tensors"]:
         assert f"t-{row['name']}" in read.ids
-        assert f"{row['low']:,} … {row['high']:,}".replace("-", "−") in text
+        ends = dict.fromkeys((row["low"], row["high"]))
+        assert " … ".join(f"{end:,}" for end in ends).replace("-", "−") in text
     assert data["program"]["sha256"] in text
     assert "Nothing is compared with float: for a test." in text
     for layer in range(SIZE.depth):
@@ -296,6 +297,17 @@ def test_command_refuses(small, tmp_path, monkeypatch):
     refused("65 tokens", "--out", out, "--checkpoint", embedded.checkpoint_path())
     monkeypatch.setitem(sys.modules, "jinja2", None)
     refused("intsim[report]", "--out", out)
+
+
+def test_provenance_may_hold_anything(small):
+    program = small[0]
+    for found in (None, 3, "x", [], {"rows": 1}, {"rows": [{}]}, {"rows": [{"name": 1, "top1": "x", "agreement": 1}]}):
+        program.provenance["ablation"] = found
+        assert report_command.read_ablation(None, program) is None
+    program.provenance["ablation"] = {"n": 9, "rows": [{"name": "a", "top1": 1, "agreement": 2}]}
+    assert report_command.read_ablation(None, program)["source"] == "the Program"
+    del program.provenance["ablation"]
+    assert [report_command.numbers(v) for v in (None, "x", ["x"], [1, 0.5])] == [None, None, None, [1, 0.5]]
 
 
 def test_without_torch_the_reason_is_told(monkeypatch):

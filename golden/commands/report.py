@@ -162,31 +162,31 @@ def numbers(value: Any) -> list[float] | None:
 
 
 def read_ablation(path: str | None, program: Program) -> dict[str, Any] | None:
-    """The ablation of `--ablation`, else that in the Program's provenance, else None: {source, n, rows}."""
+    """The ablation of `--ablation`, else that in the Program's provenance if it holds one: {source, n, rows}."""
     if path is None:
-        found: Any = program.provenance.get("ablation")
-        source = "the Program"
-        if found is None:
-            return None
-    else:
-        source = Path(path).name
         try:
-            found = json.loads(Path(path).read_text(encoding="utf-8"))
-        except (OSError, ValueError) as problem:
-            raise UserError(f"{path}: cannot be read as JSON: {problem}") from None
+            return ablation_of(program.provenance["ablation"], "the Program")
+        except (KeyError, TypeError, ValueError):
+            return None
     try:
-        rows = [
-            {"name": str(row["name"]), **{key: figure(row[key]) for key in ("top1", "agreement")}}
-            for row in found["rows"]
-        ]
-        n = found.get("n")
-        if not rows or not (n is None or (isinstance(n, int) and n > 0)):
-            raise ValueError("no rows, or n is no number of images")
-    except (KeyError, TypeError, ValueError, AttributeError) as problem:
-        text = f"{type(problem).__name__}: {problem}"
-        raise UserError(
-            f"{path or 'provenance'}: is no ablation: {{n, rows: [{{name, top1, agreement}}]}} in percent ({text})"
-        ) from None
+        return ablation_of(json.loads(Path(path).read_text(encoding="utf-8")), Path(path).name)
+    except OSError as problem:
+        raise UserError(f"{path}: cannot be read: {problem.strerror}") from None
+    except (KeyError, TypeError, ValueError) as problem:
+        wanted = "{n, rows: [{name, top1, agreement}]} in percent"
+        raise UserError(f"{path}: is no ablation, {wanted}: {type(problem).__name__}: {problem}") from None
+
+
+def ablation_of(found: Any, source: str) -> dict[str, Any]:
+    """Raises KeyError, TypeError or ValueError if it is none."""
+    rows = [
+        {"name": str(row["name"]), **{key: figure(row[key]) for key in ("top1", "agreement")}} for row in found["rows"]
+    ]
+    n = found.get("n")
+    if all(row["top1"] is None and row["agreement"] is None for row in rows):
+        raise ValueError("it has no figure")
+    if n is not None and not (isinstance(n, int) and n > 0):
+        raise ValueError(f"n is {n!r}, must be a number of images")
     return {"source": source, "n": n, "rows": rows}
 
 

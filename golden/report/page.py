@@ -90,7 +90,9 @@ def percent(part: float, whole: float) -> str:
 
 
 def span(low: int | None, high: int | None) -> str:
-    return "" if low is None else f"{count(low)} … {count(high)}"
+    if low is None or low == high:
+        return count(low)
+    return f"{count(low)} … {count(high)}"
 
 
 def milli(value: float | None) -> str:
