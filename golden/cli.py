@@ -4,6 +4,7 @@
     intsim run IMAGE...                               classes and logits
     intsim dump IMAGE --layers 'layers.3.*' --out DIR chosen integer tensors of an image
     intsim golden --out DIR                           a golden bundle
+    intsim headers --out DIR                          a SystemVerilog package and a C header
     intsim verify BUNDLE                              is the bundle as it was written?
     intsim eval --data PATH                           top-1
     intsim compare                                    the engine against the independent torch path
@@ -36,7 +37,10 @@ from intsim import SPEC_VERSION, __version__
 from intsim.errors import UserError
 
 # each is `command` in golden/commands/NAME.py
-COMMANDS = ("info", "run", "dump", "golden", "verify", "eval", "compare", "widths", "report", "quantize", "export")
+COMMANDS = (
+    *("info", "run", "dump", "golden", "headers", "verify"),
+    *("eval", "compare", "widths", "report", "quantize", "export"),
+)
 
 
 class Tool(click.Group):
