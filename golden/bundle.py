@@ -7,6 +7,8 @@ A bundle (FORMAT.md):
     constants/NAME.npy, .hex         weights, biases, ROMs, shifts, group indices
     images/0000/TENSOR.npy, .hex     the tensors of the first image, and so on
 
+With a `Style` the files are in other formats (`golden.formats`), orders and lanes.
+
 It is written image by image into a temporary folder beside the target and renamed at the end, the manifest last:
 an interrupted run leaves nothing that passes for a bundle.
 """
@@ -19,9 +21,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-import numpy as np
-
-from golden import hexfile, manifest
+from golden import manifest
+from golden.formats import FORMATS, Head, Style, comments
 from golden.images import Image
 from intsim.files import new_folder
 from intsim.program import Array, Constant, Program, Tensor
@@ -39,57 +40,32 @@ class Runs(Protocol):
 
 @dataclass(frozen=True)
 class Sheet:
-    """A tensor or constant on its way to a file: its declaration, its integers, the hash of its Program."""
+    """A tensor or constant on its way to files: its declaration, its integers, the hash of its Program, the style."""
 
     declared: Tensor | Constant
     values: Array
     program: str
+    style: Style = manifest.PLAIN
 
-    def comments(self) -> list[str]:
-        """The comment lines of its text files."""
-        d = self.declared
-        terms = ", with groups or offsets" if d.terms else ""
-        exponent = "none" if d.exponent is None else f"{d.exponent}{terms}"
-        return [
-            f"tensor {d.name}",
-            f"shape {'x'.join(map(str, d.shape))} ({', '.join(d.axes)})",
-            f"order {manifest.ORDER}, last axis fastest, {manifest.LANES} lane a word",
-            f"bits {d.bits} {'signed' if d.signed else 'unsigned'}",
-            f"exponent {exponent}",
-            f"program {self.program}",
-        ]
-
-
-def npy(sheet: Sheet) -> bytes:
-    """NumPy's format, version 1.0, little-endian, C order; the same bytes from every version of NumPy."""
-    dtype = sheet.declared.dtype.newbyteorder("<")
-    shape = ", ".join(map(str, sheet.declared.shape)) + ("," if len(sheet.declared.shape) == 1 else "")
-    head = f"{{'descr': '{dtype.str}', 'fortran_order': False, 'shape': ({shape}), }}"
-    head += " " * (-(len(head) + 11) % 64) + "\n"
-    data = np.ascontiguousarray(sheet.values, dtype=dtype).tobytes()
-    return b"\x93NUMPY\x01\x00" + len(head).to_bytes(2, "little") + head.encode("ascii") + data
-
-
-def hex_(sheet: Sheet) -> bytes:
-    """A memory file for `$readmemh`."""
-    return hexfile.encode(sheet.values, sheet.declared.bits, sheet.declared.signed, sheet.comments())
-
-
-FORMATS: dict[str, Callable[[Sheet], bytes]] = {"npy": npy, "hex": hex_}
-"""The formats in which each tensor is written, by the ending of the file's name."""
+    def encode(self, name: str) -> bytes:
+        """The bytes of its file in a format."""
+        layout = self.style.layout(self.declared)
+        head = Head(self.declared.name, layout, comments(self.declared, layout, self.program))
+        return FORMATS[name].encode(self.values, head)
 
 
 def write_sheet(folder: Path, stem: str, sheet: Sheet) -> dict[str, Any]:
-    """Writes a tensor or constant in every format; returns the `files` of its manifest entry.
+    """Writes a tensor or constant in each format of its style; returns the `files` of its manifest entry.
 
     stem: path of the files below `folder`, with forward slashes and without an ending.
     """
     assert sheet.values.shape == sheet.declared.shape and sheet.values.dtype == sheet.declared.dtype
     files = {}
-    for ending, encode in FORMATS.items():
-        data = encode(sheet)
-        files[ending] = file_entry(f"{stem}.{ending}", data)
-        (folder / f"{stem}.{ending}").write_bytes(data)
+    for name in sheet.style.formats:
+        data = sheet.encode(name)
+        path = f"{stem}.{FORMATS[name].ending}"
+        files[name] = file_entry(path, data)
+        (folder / path).write_bytes(data)
     return files
 
 
@@ -102,18 +78,22 @@ def is_state_cube(tensor: Tensor) -> bool:
     return tensor.axes == STATE_AXES
 
 
-def choose(program: Program, layers: Iterable[str] = (), state: bool = False) -> list[str]:
+def choose(
+    program: Program, layers: Iterable[str] = (), state: bool = False, accumulators: bool = False
+) -> list[str]:
     """Names of the tensors to write, in execution order; always with `image` and the logits.
 
     layers: globs; exactly what they match is chosen.  None given: every tensor but the scans' `abar`, `b`, `acc`
     and `h`, which have an element for each token, channel and state and are most of the bytes of a bundle.
-    state: these as well.  Raises UserError for a glob that matches nothing.
+    state: these as well.  accumulators: every accumulator as well, that of the scans too.  Raises UserError for a glob that matches nothing.
     """
     manifest.check_names(program)
     cubes = {name for name, tensor in program.tensors.items() if is_state_cube(tensor)}
     layers = list(layers)
     wanted = set(select(program, layers)) if layers else set(program.tensors) - cubes
     wanted |= {"image", program.logits} | (cubes if state else set())
+    if accumulators:
+        wanted |= {name for name, tensor in program.tensors.items() if tensor.role == "accumulator"}
     return [name for name in program.tensors if name in wanted]
 
 
@@ -133,12 +113,14 @@ def write_bundle(
     command: str,
     time: str,
     program_file: bytes | None = None,
+    style: Style = manifest.PLAIN,
     progress: Callable[[int], None] = lambda done: None,
 ) -> dict[str, Any]:
     """Writes the bundle `out`, which must not exist, and returns its manifest.
 
     names: from `choose`.  command, time: for the manifest's field `run`.  program_file: the Program's bytes as they
-    were read (made from `program` if absent).  progress: called with the number of finished images.
+    were read (made from `program` if absent).  style: formats, order and lanes.  progress: called with the number of
+    finished images.
     Raises UserError if the folder exists, cannot be written or the disk is full; then nothing is left.
     """
     manifest.check_names(program)
@@ -146,12 +128,12 @@ def write_bundle(
         program_file = program_bytes(program)
     digest = program.digest or ""
     with new_folder(Path(out)) as folder:
-        content = manifest.describe(program)
+        content = manifest.describe(program, style)
         (folder / manifest.PROGRAM_FILE).write_bytes(program_file)
         content["program"]["file"] = file_entry(manifest.PROGRAM_FILE, program_file)
         (folder / "constants").mkdir()
         for name, constant in program.constants.items():
-            sheet = Sheet(constant, program.arrays[name], digest)
+            sheet = Sheet(constant, program.arrays[name], digest, style)
             content["constants"][name]["files"] = write_sheet(folder, f"constants/{name}", sheet)
         content["images"] = []
         (folder / "images").mkdir()
@@ -169,7 +151,7 @@ def write_bundle(
                 "tensors": {},
             }
             for name, values in tensors.items():
-                sheet = Sheet(program.tensors[name], values, digest)
+                sheet = Sheet(program.tensors[name], values, digest, style)
                 entry["tensors"][name] = {"files": write_sheet(folder, f"{place}/{name}", sheet)}
             content["images"].append(entry)
             progress(index + 1)
@@ -178,8 +160,10 @@ def write_bundle(
     return content
 
 
-def write_dump(out: Path, program: Program, engine: Runs, image: Image, *, names: list[str]) -> dict[str, Any]:
-    """Writes chosen tensors of one image into the new folder `out`: OUT/TENSOR.npy and .hex, and `tensors.json`.
+def write_dump(
+    out: Path, program: Program, engine: Runs, image: Image, *, names: list[str], style: Style = manifest.PLAIN
+) -> dict[str, Any]:
+    """Writes chosen tensors of one image into the new folder `out`: OUT/TENSOR.npy and so on, and `tensors.json`.
 
     Returns what is in `tensors.json`.  Errors as `write_bundle`.
     """
@@ -189,8 +173,11 @@ def write_dump(out: Path, program: Program, engine: Runs, image: Image, *, names
         tensors = run_image(engine, program, image.pixels, names)
         listed = {}
         for name, values in tensors.items():
-            files = write_sheet(folder, name, Sheet(program.tensors[name], values, digest))
-            listed[name] = {**manifest.tensor_entry(program, name), "files": files}
-        content = {"program": digest, "source": image.name, "tensors": listed}
+            files = write_sheet(folder, name, Sheet(program.tensors[name], values, digest, style))
+            listed[name] = {**manifest.tensor_entry(program, name, style), "files": files}
+        content: dict[str, Any] = {"program": digest, "source": image.name}
+        if not style.plain:
+            content["layout"] = style.to_json()
+        content["tensors"] = listed
         (folder / "tensors.json").write_text(manifest.render(content), encoding="ascii", newline="\n")
     return content

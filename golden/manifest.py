@@ -8,22 +8,19 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 import re
 from typing import Any
 
-from golden.hexfile import digits_of
+from golden.formats.style import Style
 from intsim import SPEC_VERSION, __version__
 from intsim.errors import UserError
 from intsim.program import Constant, Program, Tensor
 
 FORMAT = "intsim-bundle"
-FORMAT_VERSION = "1.0"
+PLAIN_VERSION, FORMAT_VERSION = "1.0", "1.1"
 NAME = "manifest.json"
 PROGRAM_FILE = "program.safetensors"
-LANES = 1
-LANE_ORDER = "lsb-first"
-ORDER = "row-major"
+PLAIN = Style()
 
 SAFE_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.\-]*")
 MAX_NAME = 200
@@ -53,23 +50,32 @@ def scale(program: Program, declared: Tensor | Constant) -> dict[str, Any]:
     return {"exponent": declared.exponent, "groups": groups, "offsets": offsets}
 
 
-def layout(declared: Tensor | Constant) -> dict[str, Any]:
+def version_of(style: Style) -> str:
+    """The lowest version of FORMAT.md that describes a bundle: 1.0 where nothing but the default is asked for."""
+    return PLAIN_VERSION if style.plain else FORMAT_VERSION
+
+
+def layout(declared: Tensor | Constant, style: Style = PLAIN) -> dict[str, Any]:
     """Shape, width and order of words: all that is needed to read the files."""
-    return {
+    where = style.layout(declared)
+    fields = {
         "axes": list(declared.axes),
         "shape": list(declared.shape),
-        "order": ORDER,
+        "order": where.order,
         "bits": declared.bits,
         "signed": declared.signed,
         "dtype": declared.dtype.name,
-        "words": math.prod(declared.shape),
-        "hex_digits": digits_of(declared.bits),
-        "lanes": LANES,
-        "lane_order": LANE_ORDER,
+        "words": where.words,
+        "hex_digits": where.digits,
+        "lanes": where.packing.lanes,
+        "lane_order": where.packing.lane_order,
     }
+    if not style.plain:
+        fields["padding"] = where.padding
+    return fields
 
 
-def tensor_entry(program: Program, name: str) -> dict[str, Any]:
+def tensor_entry(program: Program, name: str, style: Style = PLAIN) -> dict[str, Any]:
     """Entry of a tensor: who makes it, how to read its files, what its integers mean."""
     tensor = program.tensors[name]
     op = program.producer(name)
@@ -78,19 +84,19 @@ def tensor_entry(program: Program, name: str) -> dict[str, Any]:
         "kind": op.kind if op else None,
         "port": name[len(op.name) + 1 :] if op else None,
         "role": tensor.role,
-        **layout(tensor),
+        **layout(tensor, style),
         **scale(program, tensor),
     }
 
 
-def constant_entry(program: Program, name: str) -> dict[str, Any]:
+def constant_entry(program: Program, name: str, style: Style = PLAIN) -> dict[str, Any]:
     """Entry of a constant, without its files."""
     users = [(op.name, role) for op in program.operators for role, used in op.constants.items() if used == name]
     constant = program.constants[name]
     return {
         "operators": [operator for operator, _ in users],
         "role": users[0][1],
-        **layout(constant),
+        **layout(constant, style),
         **scale(program, constant),
     }
 
@@ -109,17 +115,18 @@ def program_entry(program: Program) -> dict[str, Any]:
     }
 
 
-def describe(program: Program) -> dict[str, Any]:
-    """Everything of a manifest that follows from the Program alone (no files, no images)."""
+def describe(program: Program, style: Style = PLAIN) -> dict[str, Any]:
+    """Everything of a manifest that follows from the Program and the style alone (no files, no images)."""
     return {
         "format": FORMAT,
-        "version": FORMAT_VERSION,
+        "version": version_of(style),
         "spec": SPEC_VERSION,
         "tool": {"name": "intsim", "version": __version__},
         "program": program_entry(program),
+        **({} if style.plain else {"layout": style.to_json()}),
         "operators": [op.to_json() for op in program.operators],
-        "tensors": {name: tensor_entry(program, name) for name in program.tensors},
-        "constants": {name: constant_entry(program, name) for name in program.constants},
+        "tensors": {name: tensor_entry(program, name, style) for name in program.tensors},
+        "constants": {name: constant_entry(program, name, style) for name in program.constants},
     }
 
 

@@ -2,8 +2,9 @@
 
 What is checked: the manifest is in its canonical form and matches its own digests; the folder holds exactly the
 listed files, each of the listed size and SHA-256; the Program loads, has the stated hash, and everything that the
-manifest says of operators, tensors and constants follows from it; constants are the Program's; each tensor's npy has
-the declared shape, container and range, and its other formats hold the same integers; classes follow from logits.
+manifest says of operators, tensors and constants follows from it; constants are the Program's; each tensor's
+first file has the declared shape, width and range, and those in other formats hold the same integers; classes follow
+from logits.
 """
 
 from __future__ import annotations
@@ -18,7 +19,8 @@ from typing import Any
 import numpy as np
 
 from golden import manifest
-from golden.bundle import FORMATS, Sheet, file_entry, npy
+from golden.bundle import Sheet, file_entry
+from golden.formats import FORMATS, Style
 from intsim import SPEC_VERSION
 from intsim.arithmetic import limits
 from intsim.errors import ProgramError, UserError
@@ -57,6 +59,7 @@ class _Check:
         self.progress = progress
         self.problems: list[str] = []
         self.listed = {manifest.NAME}
+        self.style = manifest.PLAIN
 
     def run(self) -> list[str]:
         try:
@@ -88,13 +91,22 @@ class _Check:
             content = json.loads(data.decode("ascii"))
         except (ValueError, RecursionError) as problem:
             raise _Broken(f"{manifest.NAME}: is not JSON: {problem}") from None
-        if not isinstance(content, dict) or set(content) != FIELDS:
+        if not isinstance(content, dict) or set(content) - {"layout"} != FIELDS:
             raise _Broken(f"{manifest.NAME}: has not exactly the fields of a manifest")
-        if content["format"] != manifest.FORMAT or content["version"] != manifest.FORMAT_VERSION:
+        known = (manifest.PLAIN_VERSION, manifest.FORMAT_VERSION)
+        if content["format"] != manifest.FORMAT or content["version"] not in known:
             raise _Broken(
                 f"{manifest.NAME}: is {content['format']!r} version {content['version']!r}, "
-                f"this verifies {manifest.FORMAT!r} version {manifest.FORMAT_VERSION!r}"
+                f"this verifies {manifest.FORMAT!r} versions {' and '.join(known)}"
             )
+        if "layout" in content:
+            try:
+                self.style = Style.from_json(content["layout"])
+            except UserError as problem:
+                raise _Broken(f"{manifest.NAME}: {problem}") from None
+        wanted = None if self.style.plain else self.style.to_json()
+        told = content["version"] == manifest.version_of(self.style) and content.get("layout", None) == wanted
+        self.expect(told, f"{manifest.NAME}: version {content['version']} is not that of its layout")
         try:
             same = manifest.render(content).encode("ascii") == data
         except RecursionError:
@@ -147,34 +159,35 @@ class _Check:
                 self.expect(path in folders, f"{path}: is a folder that {manifest.NAME} does not list")
 
     def read_sheet(self, files: object, stem: str, declared: Tensor | Constant, digest: str) -> Array | None:
-        """The integers of a tensor from its npy; every other format must say the same."""
-        if not isinstance(files, dict) or set(files) != set(FORMATS):
-            self.problems.append(f"{stem}: must have files in the formats {', '.join(FORMATS)}")
-            self.listed |= {f"{stem}.{ending}" for ending in FORMATS}
+        """The integers of a tensor from the first of its files; every other format must say the same."""
+        style = self.style
+        paths = {name: f"{stem}.{FORMATS[name].ending}" for name in style.formats}
+        if not isinstance(files, dict) or list(files) != list(style.formats):
+            self.problems.append(f"{stem}: must have files in the formats {', '.join(style.formats)}")
+            self.listed |= set(paths.values())
             return None
-        data = {ending: self.read_file(files[ending], f"{stem}.{ending}") for ending in FORMATS}
-        if data["npy"] is None:
+        data = {name: self.read_file(files[name], path) for name, path in paths.items()}
+        first, path = next(iter(paths.items()))
+        content = data[first]
+        if content is None:
             return None
-        length = int(np.prod(declared.shape, dtype=object)) * declared.dtype.itemsize
-        values = np.frombuffer(data["npy"][-length:], dtype=declared.dtype.newbyteorder("<"))
-        if values.nbytes != length:
-            self.problems.append(f"{stem}.npy: does not hold {list(declared.shape)} of {declared.dtype}")
-            return None
-        values = values.reshape(declared.shape).astype(declared.dtype)
-        sheet = Sheet(declared, values, digest)
-        if npy(sheet) != data["npy"]:
-            self.problems.append(f"{stem}.npy: is not {list(declared.shape)} of {declared.dtype}, little-endian")
+        try:
+            values = FORMATS[first].decode(content, style.layout(declared)).values
+        except UserError as problem:
+            self.problems.append(f"{path}: {problem}")
             return None
         low, high = limits(declared.bits, declared.signed)
-        if int(values.min()) < low or int(values.max()) > high:
-            self.problems.append(f"{stem}.npy: holds an integer outside {low} .. {high}")
+        if values.size and (int(values.min()) < low or int(values.max()) > high):
+            self.problems.append(f"{path}: holds an integer outside {low} .. {high}")
             return None
-        for ending, encode in FORMATS.items():
-            found = data[ending]
-            self.expect(
-                found is None or found == encode(sheet), f"{stem}.{ending}: does not hold the integers of {stem}.npy"
-            )
-        return values
+        sheet = Sheet(declared, values.astype(declared.dtype), digest, style)
+        for name, found in data.items():
+            if found is not None and found != sheet.encode(name):
+                other = f"does not hold the integers of {path}" if name != first else "is not as it was written"
+                self.problems.append(f"{paths[name]}: {other}")
+                if name == first:
+                    return None
+        return sheet.values
 
     # Content
 
@@ -192,7 +205,10 @@ class _Check:
             raise _Broken(f"{manifest.PROGRAM_FILE}: {problem}") from None
         except UserError as problem:
             raise _Broken(str(problem)) from None
-        wanted = manifest.describe(program)
+        try:
+            wanted = manifest.describe(program, self.style)
+        except UserError as problem:
+            raise _Broken(f"{manifest.NAME}: {problem}") from None
         wanted["program"]["file"] = file_entry(manifest.PROGRAM_FILE, data)
         major = str(content["spec"]).split(".")[0]
         self.expect(major == SPEC_VERSION.split(".")[0], f"{manifest.NAME}: spec is {content['spec']!r}")

@@ -1,19 +1,33 @@
 """Formats: what is written is read back, in every width, order and packing; what is no such file is refused."""
 
 import itertools
+import json
 import shutil
 import subprocess
+from pathlib import Path
 
+import jsonschema
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from golden import hexfile
-from golden.formats import BY_ENDING, FORMATS, Layout, Packing, Sheet
+import golden.bundle
+from golden import hexfile, manifest
+from golden.bundle import choose, write_bundle
+from golden.cli import cli
+from golden.formats import BY_ENDING, FORMATS, Head, Layout, Packing, Style
 from golden.formats.packing import lanes_of, pack
+from golden.images import Image
+from golden.verify import verify
+from intsim import embedded
 from intsim.arithmetic import container, limits
 from intsim.errors import UserError
+from intsim.oracle import Oracle
+from intsim.program_file import program_bytes
+from intsim.synthetic import random_program
+
+SCHEMA = json.loads((Path(golden.bundle.__file__).parent / "manifest.schema.json").read_text())
 
 PACKED = [name for name, f in FORMATS.items() if f.packed]
 AXES = (("token", "channel", "state"), ("channel", "input"), ("token",))
@@ -47,7 +61,7 @@ def cases(draw):
 @given(cases(), st.sampled_from(sorted(FORMATS)))
 def test_read_back(case, name):
     layout, values = case
-    data = FORMATS[name].encode(values, Sheet("a.b", layout, ("tensor a.b", "shape ; -- // %")))
+    data = FORMATS[name].encode(values, Head("a.b", layout, ("tensor a.b", "shape ; -- // %")))
     assert len(data) <= FORMATS[name].largest(layout)
     found = FORMATS[name].decode(data, layout)
     assert found.unknown is None and found.values.dtype == layout.dtype
@@ -63,7 +77,7 @@ def test_every_width(name):
         values = rng.integers(low, high, size=11, endpoint=True, dtype=container(bits, signed))
         values[:4] = low, high, 0, max(-1, low)
         layout = Layout(("token",), (11,), bits, signed, Packing(lanes=lanes, lane_order="msb-first"))
-        found = FORMATS[name].decode(FORMATS[name].encode(values, Sheet("t", layout)), layout)
+        found = FORMATS[name].decode(FORMATS[name].encode(values, Head("t", layout)), layout)
         np.testing.assert_array_equal(found.values, values)
 
 
@@ -124,27 +138,27 @@ def test_hex_is_the_bundle_s():
     """With one lane in row-major order, the bytes of `golden.hexfile`, which a bundle always had."""
     values = np.arange(-13, 14, dtype=np.int8).reshape(3, 9)
     layout = Layout(("token", "channel"), (3, 9), 6, True)
-    data = FORMATS["hex"].encode(values, Sheet("t", layout, ("tensor t", "program 0")))
+    data = FORMATS["hex"].encode(values, Head("t", layout, ("tensor t", "program 0")))
     assert data == hexfile.encode(values, 6, True, ("tensor t", "program 0"))
-    assert FORMATS["mem"].encode(values, Sheet("t", layout)) == FORMATS["hex"].encode(values, Sheet("t", layout))
+    assert FORMATS["mem"].encode(values, Head("t", layout)) == FORMATS["hex"].encode(values, Head("t", layout))
 
 
 def test_files_as_text():
     """What the files look like, character by character."""
     layout = Layout(("token", "channel"), (2, 3), 5, True, Packing("channel-major", 4, "msb-first"))
     values = np.array([[1, -1, 2], [-2, 3, -16]], dtype=np.int8)  # stream 1 -2 -1 3, 2 -16 0 0
-    sheet = Sheet("a.b", layout, ("tensor a.b",))
+    head = Head("a.b", layout, ("tensor a.b",))
     one, two = "0fbe3", "14000"
-    assert FORMATS["hex"].encode(values, sheet).decode() == f"// tensor a.b\n{one}\n{two}\n"
-    assert FORMATS["coe"].encode(values, sheet).decode() == (
+    assert FORMATS["hex"].encode(values, head).decode() == f"// tensor a.b\n{one}\n{two}\n"
+    assert FORMATS["coe"].encode(values, head).decode() == (
         f"; tensor a.b\nmemory_initialization_radix=16;\nmemory_initialization_vector=\n{one},\n{two};\n"
     )
-    assert FORMATS["mif"].encode(values, sheet).decode() == (
+    assert FORMATS["mif"].encode(values, head).decode() == (
         "-- tensor a.b\nWIDTH=20;\nDEPTH=2;\nADDRESS_RADIX=HEX;\nDATA_RADIX=HEX;\nCONTENT BEGIN\n"
         f"0 : {one};\n1 : {two};\nEND;\n"
     )
-    assert FORMATS["bin"].encode(values, sheet) == bytes.fromhex("e3fb0000 00400100")
-    assert FORMATS["c"].encode(values, sheet).decode() == (
+    assert FORMATS["bin"].encode(values, head) == bytes.fromhex("e3fb0000 00400100")
+    assert FORMATS["c"].encode(values, head).decode() == (
         "// tensor a.b\n#ifndef A_B_H\n#define A_B_H\n#include <stdint.h>\nstatic const int8_t a_b[6] = {\n"
         "  1, -2, -1,  3,  2,-16,\n};\n#endif // A_B_H\n"
     )
@@ -156,7 +170,7 @@ def test_c_compiler(tmp_path, bits, signed):
     low, high = limits(bits, signed)
     values = np.array([low, high, 0, 1, max(low, -1), high - 1, low + 1] * 3, dtype=container(bits, signed))
     layout = Layout(("token",), values.shape, bits, signed)
-    (tmp_path / "t.h").write_bytes(FORMATS["c"].encode(values, Sheet("x.y", layout)))
+    (tmp_path / "t.h").write_bytes(FORMATS["c"].encode(values, Head("x.y", layout)))
     kind = "long long" if signed else "unsigned long long"
     code = f'printf("{"%lld" if signed else "%llu"}\\n", ({kind})x_y[i]);'
     (tmp_path / "t.c").write_text(
@@ -186,7 +200,7 @@ endmodule
 def test_icarus_reads_and_writes(tmp_path):
     layout = Layout(("token",), (7,), 5, True, Packing(lanes=2))
     values = np.array([-16, 15, 0, -1, 1, 2, 3], dtype=np.int8)
-    (tmp_path / "t.hex").write_bytes(FORMATS["hex"].encode(values, Sheet("t", layout, ("tensor t",))))
+    (tmp_path / "t.hex").write_bytes(FORMATS["hex"].encode(values, Head("t", layout, ("tensor t",))))
     (tmp_path / "bench.v").write_text(BENCH)
     subprocess.run(["iverilog", "-g2012", "-o", "bench", "bench.v"], cwd=tmp_path, check=True, timeout=60)
     out = subprocess.run(["vvp", "bench"], cwd=tmp_path, check=True, timeout=60, capture_output=True, text=True).stdout
@@ -326,7 +340,7 @@ def test_npy_of_others():
 def test_any_bytes_are_read_or_refused(ending, noise, data):
     """A file with a piece replaced by anything is refused with UserError or read; nothing else happens."""
     layout = Layout(("token",), (4,), 5, True, Packing(lanes=data.draw(st.integers(1, 3))))
-    good = BY_ENDING[ending].encode(np.array([1, -2, 3, -4], dtype=np.int8), Sheet("t", layout, ("tensor t",)))
+    good = BY_ENDING[ending].encode(np.array([1, -2, 3, -4], dtype=np.int8), Head("t", layout, ("tensor t",)))
     cut = sorted(data.draw(st.tuples(st.integers(0, len(good)), st.integers(0, len(good)))))
     try:
         found = BY_ENDING[ending].decode(good[: cut[0]] + noise + good[cut[1] :], layout)
@@ -339,11 +353,11 @@ def test_writers_refuse():
     layout = Layout(("token",), (2,), 5, True)
     for name in FORMATS:
         with pytest.raises(ValueError, match="does not fit"):
-            FORMATS[name].encode(np.array([0, 16]), Sheet("t", layout))
+            FORMATS[name].encode(np.array([0, 16]), Head("t", layout))
         with pytest.raises(ValueError, match="shape"):
-            FORMATS[name].encode(np.array([0]), Sheet("t", layout))
+            FORMATS[name].encode(np.array([0]), Head("t", layout))
         with pytest.raises(TypeError):
-            FORMATS[name].encode(np.array([0.0, 1.0]), Sheet("t", layout))
+            FORMATS[name].encode(np.array([0.0, 1.0]), Head("t", layout))
     for order in ("channels", "tiles:0x4", "tiles:4", "tiles:99999x1", ""):
         with pytest.raises(UserError, match="order"):
             Packing(order)
@@ -352,3 +366,125 @@ def test_writers_refuse():
             Packing(lanes=lanes)
     with pytest.raises(UserError, match="lane order"):
         Packing(lane_order="big")
+
+
+# Bundles
+
+
+@pytest.fixture(scope="module")
+def program():
+    made = random_program(3)
+    program_bytes(made)  # sets its hash
+    return made
+
+
+def images(program, n=1):
+    rng = np.random.default_rng(0)
+    return [Image(f"{i}.png", rng.integers(0, 256, program.image, dtype=np.uint8), i) for i in range(n)]
+
+
+STYLES = [
+    Style(("hex", "mem", "coe", "mif", "bin", "npy", "c"), Packing("tiles:3x4:skewed", 3, "msb-first")),
+    Style(("bin",), Packing("channel-major", 8)),
+    Style(("mif", "c"), Packing("state-major")),
+    Style(("hex",), Packing()),
+]
+
+
+@pytest.mark.parametrize("style", STYLES, ids=lambda style: ",".join(style.formats))
+def test_bundle_in_every_style(tmp_path, program, style):
+    """Written, whole by its own verification and by the schema, and read by what its manifest alone says."""
+    out = tmp_path / "bundle"
+    names = choose(program, state=True)
+    write_bundle(out, program, Oracle(program), images(program), names=names, command="", time="", style=style)
+    assert verify(out) == []
+    said = json.loads((out / "manifest.json").read_text())
+    said["run"]["time"] = "2026-01-02T03:04:05Z"
+    jsonschema.validate(said, SCHEMA)
+    assert said["version"] == "1.1"
+    made = Oracle(program).run_one(images(program)[0].pixels)
+    made["image"] = images(program)[0].pixels
+    for name, entry in [*said["images"][0]["tensors"].items(), *said["constants"].items()]:
+        told = said["tensors"].get(name, entry)
+        wanted = made[name] if name in made else program.arrays[name]
+        packing = Packing(told["order"], told["lanes"], told["lane_order"])
+        layout = Layout(tuple(told["axes"]), tuple(told["shape"]), told["bits"], told["signed"], packing)
+        assert (told["words"], told["hex_digits"], told["padding"]) == (layout.words, layout.digits, layout.padding)
+        if "entry" in told["axes"]:
+            assert (told["lanes"], told["padding"]) == (1, 0)  # a ROM keeps one entry a word
+        assert list(entry["files"]) == list(style.formats)
+        for which, file in entry["files"].items():
+            data = (out / file["file"]).read_bytes()
+            np.testing.assert_array_equal(FORMATS[which].decode(data, layout).values, wanted)
+            if which not in ("npy", "bin"):  # the formats with comments begin with what the tensor is
+                head = [line.partition(b" ")[2].decode() for line in data.split(b"\n")[:8]]
+                assert head[0] == f"tensor {name}" and f"program {program.digest}" in head
+                assert f"bits {told['bits']} {'signed' if told['signed'] else 'unsigned'}" in head
+                assert any(line.startswith("exponent ") for line in head)
+                lanes = f"{told['lanes']} lane"
+                assert any(line.startswith(f"order {told['order']}") and lanes in line for line in head)
+
+
+def test_bundle_without_style_is_as_it_was(tmp_path, program):
+    """Version 1.0, npy and hex, nothing of what a style adds."""
+    write_bundle(tmp_path / "b", program, Oracle(program), images(program), names=choose(program), command="", time="")
+    said = json.loads((tmp_path / "b" / "manifest.json").read_text())
+    assert said["version"] == "1.0" and "layout" not in said
+    for entry in [*said["tensors"].values(), *said["constants"].values()]:
+        assert (entry["order"], entry["lanes"], entry["lane_order"]) == ("row-major", 1, "lsb-first")
+        assert entry["words"] == np.prod(entry["shape"]) and "padding" not in entry
+
+
+@pytest.mark.parametrize(
+    "change, told",
+    [
+        (lambda said: said["layout"].update(lanes=9), "does not follow from the Program"),
+        (lambda said: said["layout"].update(lanes=True), "layout's lanes is True"),
+        (lambda said: said["layout"].update(order="tiles:9999999x1"), "order 'tiles:9999999x1'"),
+        (lambda said: said["layout"].update(order="tiles:60000x60000"), "elements with padding"),
+        (lambda said: said["layout"].update(formats=["../x"]), "format '../x'"),
+        (lambda said: said["layout"].update(formats=[]), "name each that is wanted once"),
+        (lambda said: said["layout"].update(formats=[["hex"]]), "must be names"),
+        (lambda said: said.pop("layout"), "version 1.1 is not that of its layout"),
+        (lambda said: said.update(layout=7), "layout must have exactly"),
+        (lambda said: said.update(version="1.0"), "version 1.0 is not that of its layout"),
+        (lambda said: said["images"][0]["tensors"]["image"]["files"].pop("bin"), "must have files in the formats"),
+        (lambda said: said["tensors"]["tokens.out"].update(padding=1), "tensors does not follow"),
+    ],
+)
+def test_forged_layout_is_caught(tmp_path, program, change, told):
+    out = tmp_path / "b"
+    style = Style(("hex", "bin"), Packing("channel-major", 8))
+    names = choose(program, ["tokens.out"])
+    write_bundle(out, program, Oracle(program), images(program), names=names, command="", time="", style=style)
+    said = json.loads((out / "manifest.json").read_text())
+    change(said)
+    said.pop("run")
+    said.pop("content_sha256")
+    manifest.seal(said, "", "")
+    (out / "manifest.json").write_text(manifest.render(said))
+    problems = verify(out)
+    assert any(told in problem for problem in problems), problems
+
+
+def test_command(tmp_path, capsys):
+    image = str(next(iter(sorted(embedded.images_path().glob("*.png")))))
+    style = ["--format", "bin, c", "--lanes", "4", "--lane-order", "msb", "--order", "channel-major"]
+    pick = ["--layers", "layers.0.norm.out", "--accumulators"]
+    assert cli.status(["dump", image, *pick, "--out", str(tmp_path / "d"), *style]) == 0
+    said = json.loads((tmp_path / "d" / "tensors.json").read_text())
+    assert said["layout"] == {"formats": ["bin", "c"], "order": "channel-major", "lanes": 4, "lane_order": "msb-first"}
+    roles = {entry["role"] for entry in said["tensors"].values()}
+    assert roles == {"input", "output", "accumulator"}
+    program = embedded.program()
+    assert [n for n, t in program.tensors.items() if t.role == "accumulator" and n not in said["tensors"]] == []
+    raw = np.frombuffer((tmp_path / "d" / "layers.0.norm.out.bin").read_bytes(), dtype=np.int8)
+    array = FORMATS["c"].decode(
+        (tmp_path / "d" / "layers.0.norm.out.h").read_bytes(),
+        Layout.of(program.tensors["layers.0.norm.out"], Packing("channel-major")),
+    ).values
+    assert raw.size == 65 * 128 and (raw.reshape(-1, 4)[:, ::-1].reshape(128, 65).T == array).all()
+    for bad in (["--format", "hex,hex"], ["--format", "xml"], ["--lanes", "0"], ["--order", "tiles:2"]):
+        assert cli.status(["dump", image, "--out", str(tmp_path / "e"), *bad]) == 2
+    assert not (tmp_path / "e").exists()
+    assert "Traceback" not in capsys.readouterr().err

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -47,6 +48,43 @@ layers_option = click.option(
     metavar="GLOB",
     help="Tensors to write, such as 'layers.3.*' or '*.acc'; may be repeated.",
 )
+
+accumulators_option = click.option(
+    "--accumulators", is_flag=True, help="Add every accumulator, those of the scans at every step too."
+)
+
+
+def style_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """`--format`, `--order`, `--lanes` and `--lane-order`, which become the parameter `style`."""
+
+    @functools.wraps(command)
+    def with_style(*args: Any, formats: str, order: str, lanes: int, lane_order: str, **rest: Any) -> Any:
+        from golden.formats import Packing, Style
+
+        names = tuple(name.strip() for name in formats.split(","))
+        return command(*args, style=Style(names, Packing(order, lanes, f"{lane_order}-first")), **rest)
+
+    for option in (
+        click.option(
+            "--lane-order", type=click.Choice(["lsb", "msb"]), default="lsb", show_default=True, help="Where lane 0 is."
+        ),
+        click.option("--lanes", type=int, default=1, show_default=True, metavar="N", help="Values a word."),
+        click.option(
+            "--order",
+            default="row-major",
+            show_default=True,
+            help="row-major, token-major, channel-major, state-major, or tiles:TxC with :by-channel and :skewed.",
+        ),
+        click.option(
+            "--format",
+            "formats",
+            default="npy,hex",
+            metavar="LIST",
+            help="Of npy, hex, mem, coe, mif, bin, c, with commas.  [default: npy,hex]",
+        ),
+    ):
+        with_style = option(with_style)
+    return with_style
 
 
 # Helpers

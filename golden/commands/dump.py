@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from golden.commands.common import (
     LateEngine,
+    accumulators_option,
     crop_option,
     json_option,
     layers_option,
@@ -16,16 +18,22 @@ from golden.commands.common import (
     out_option,
     result,
     say,
+    style_options,
     table,
     threads_option,
 )
 from intsim.errors import UserError
+
+if TYPE_CHECKING:
+    from golden.formats import Style
 
 
 @click.command("dump")
 @click.argument("image")
 @layers_option
 @click.option("--state", is_flag=True, help="Add the scans' abar, b, acc and h at every step.")
+@accumulators_option
+@style_options
 @out_option
 @model_option
 @crop_option
@@ -35,13 +43,15 @@ def command(
     image: str,
     layers: tuple[str, ...],
     state: bool,
+    accumulators: bool,
+    style: Style,
     out: Path,
     model: Path | None,
     center_crop: bool,
     threads: int | None,
     json_to: str | None,
 ) -> None:
-    """Write chosen integer tensors of one image as .npy and $readmemh hex.
+    """Write chosen integer tensors of one image, as .npy and $readmemh hex or as --format says.
 
     Without --layers: every tensor but the scans' abar, b, acc and h.  JSON: out, program, source, tensors (as in
     tensors.json, see FORMAT.md).
@@ -51,13 +61,14 @@ def command(
     from golden.images import open_images
 
     program, _ = load(model)
-    names = choose(program, layers, state)
+    names = choose(program, layers, state, accumulators)
     images = open_images(image, program.image, center_crop=center_crop)
     if len(images) != 1:
         raise UserError(f"{image}: holds {len(images)} images, dump takes one; 'intsim golden' takes many")
     with result(json_to) as (found, console):
         pixels = next(iter(images))
-        written = write_dump(out, program, LateEngine(lambda: make_engine(program, say, threads)), pixels, names=names)
+        engine = LateEngine(lambda: make_engine(program, say, threads))
+        written = write_dump(out, program, engine, pixels, names=names, style=style)
         found.update({"out": str(out), **written})
         rows = table("tensor", "shape", "bits", "exponent", numbers=("bits", "exponent"))
         for name, entry in written["tensors"].items():

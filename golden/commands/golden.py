@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from golden.commands.common import (
     LateEngine,
+    accumulators_option,
     crop_option,
     embedded_images,
     identity,
@@ -20,9 +22,13 @@ from golden.commands.common import (
     progress_bar,
     result,
     say,
+    style_options,
     table,
     threads_option,
 )
+
+if TYPE_CHECKING:
+    from golden.formats import Style
 
 
 @click.command("golden")
@@ -30,6 +36,8 @@ from golden.commands.common import (
 @click.option("--count", type=click.IntRange(min=1), help="So many images, spread evenly over the set.  [default: all]")
 @layers_option
 @click.option("--state", is_flag=True, help="Add the scans' abar, b, acc and h at every step: most of the bytes.")
+@accumulators_option
+@style_options
 @out_option
 @model_option
 @crop_option
@@ -42,6 +50,8 @@ def command(
     count: int | None,
     layers: tuple[str, ...],
     state: bool,
+    accumulators: bool,
+    style: Style,
     out: Path,
     model: Path | None,
     center_crop: bool,
@@ -58,7 +68,7 @@ def command(
     from golden.images import open_images
 
     program, data = load(model)
-    names = choose(program, layers, state)
+    names = choose(program, layers, state, accumulators)
     images = open_images(
         embedded_images() if source is None else source,
         program.image,
@@ -77,6 +87,7 @@ def command(
                 command=command,
                 time=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
                 program_file=data,
+                style=style,
                 progress=update,
             )
         total = sum(file.stat().st_size for file in out.rglob("*") if file.is_file())

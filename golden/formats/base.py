@@ -1,4 +1,4 @@
-"""What the formats share: the sheet that is written, the elements that are read, and what each format offers."""
+"""What the formats share: what a file says of itself, what it holds, and what each format offers."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from intsim.program import Array, Constant, Tensor
 
 
 @dataclass(frozen=True)
-class Sheet:
-    """What a file of integers is: the name, where each element lies, and the lines of its comment."""
+class Head:
+    """What a file of integers says of itself: the name, where each element lies, and the lines of its comment."""
 
     name: str
     layout: Layout
@@ -44,7 +44,7 @@ class Format:
 
     ending: str
     title: str
-    encode: Callable[[Array, Sheet], bytes]
+    encode: Callable[[Array, Head], bytes]
     decode: Callable[[bytes, Layout], Elements]
     largest: Callable[[Layout], int]
     packed: bool = True

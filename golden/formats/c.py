@@ -12,7 +12,7 @@ from dataclasses import replace
 import numpy as np
 
 from golden.formats import text
-from golden.formats.base import Elements, Format, Sheet, check, comment_lines
+from golden.formats.base import Elements, Format, Head, check, comment_lines
 from golden.formats.packing import Layout, Packing, from_stream, to_stream
 from intsim.arithmetic import limits
 from intsim.errors import UserError
@@ -36,25 +36,25 @@ def single(layout: Layout) -> Layout:
     return replace(layout, packing=Packing(layout.packing.order))
 
 
-def encode(values: Array, sheet: Sheet) -> bytes:
-    check(values, sheet.layout)
-    layout = single(sheet.layout)
+def encode(values: Array, head: Head) -> bytes:
+    check(values, head.layout)
+    layout = single(head.layout)
     stream = to_stream(values, layout)
     suffix = (b"LL" if layout.signed else b"ULL") if layout.bits > 32 else b""
     rows = text.decimal_rows(stream, suffix + b",")
     if layout.signed and layout.bits == 64:
         lowest = np.flatnonzero(stream == limits(64, True)[0])
         rows[lowest] = np.frombuffer(LOWEST.rjust(rows.shape[1] - 1) + b",", dtype=np.uint8)
-    name = identifier(sheet.name)
-    head = comment_lines(sheet.comments, "//")
+    name = identifier(head.name)
+    front = comment_lines(head.comments, "//")
     guard = f"{name.upper()}_H"
-    head += f"#ifndef {guard}\n#define {guard}\n#include <stdint.h>\n".encode()
-    head += f"static const {layout.dtype.name}_t {name}[{len(stream)}] = {{\n".encode()
+    front += f"#ifndef {guard}\n#define {guard}\n#include <stdint.h>\n".encode()
+    front += f"static const {layout.dtype.name}_t {name}[{len(stream)}] = {{\n".encode()
     whole = len(rows) // PER_LINE * PER_LINE
     lines = rows[:whole].reshape(-1, PER_LINE * rows.shape[1])
     broken = np.concatenate([lines, np.full((len(lines), 1), ord("\n"), dtype=np.uint8)], axis=1).tobytes()
     rest = rows[whole:].tobytes() + (b"\n" if len(rows) > whole else b"")
-    return head + broken + rest + f"}};\n#endif // {guard}\n".encode()
+    return front + broken + rest + f"}};\n#endif // {guard}\n".encode()
 
 
 def decode(data: bytes, layout: Layout) -> Elements:

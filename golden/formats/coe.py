@@ -10,7 +10,7 @@ import re
 import numpy as np
 
 from golden.formats import text
-from golden.formats.base import Elements, Format, Sheet, check, comment_lines
+from golden.formats.base import Elements, Format, Head, check, comment_lines
 from golden.formats.packing import Layout, pack, unknown_elements, unpack
 from intsim.errors import UserError
 from intsim.program import Array
@@ -21,15 +21,15 @@ VECTOR = re.compile(rb"\s*memory_initialization_vector\s*=", re.IGNORECASE)
 BETWEEN = b", \t\r\n\f\v"
 
 
-def encode(values: Array, sheet: Sheet) -> bytes:
-    check(values, sheet.layout)
-    head = comment_lines(sheet.comments, ";")
-    head += b"memory_initialization_radix=16;\nmemory_initialization_vector=\n"
-    rows = text.hex_rows(pack(values, sheet.layout), sheet.layout.digits, after=b",\n")
+def encode(values: Array, head: Head) -> bytes:
+    check(values, head.layout)
+    front = comment_lines(head.comments, ";")
+    front += b"memory_initialization_radix=16;\nmemory_initialization_vector=\n"
+    rows = text.hex_rows(pack(values, head.layout), head.layout.digits, after=b",\n")
     if len(rows) == 0:
-        return head + b";\n"
+        return front + b";\n"
     rows[-1, -2] = ord(";")
-    return head + rows.tobytes()
+    return front + rows.tobytes()
 
 
 def decode(data: bytes, layout: Layout) -> Elements:

@@ -11,9 +11,10 @@ import re
 
 import numpy as np
 
+from golden import hexfile
 from golden.formats import text
-from golden.formats.base import Elements, Format, Sheet, check, comment_lines
-from golden.formats.packing import Layout, pack, unknown_elements, unpack
+from golden.formats.base import Elements, Format, Head, check, comment_lines
+from golden.formats.packing import Layout, pack, to_stream, unknown_elements, unpack
 from intsim.errors import UserError
 from intsim.program import Array
 
@@ -22,10 +23,12 @@ BLANKS = b" \t\r\n\f\v"
 ADDRESS_BITS = 40
 
 
-def encode(values: Array, sheet: Sheet) -> bytes:
-    check(values, sheet.layout)
-    head = comment_lines(sheet.comments, "//")
-    return head + text.hex_rows(pack(values, sheet.layout), sheet.layout.digits).tobytes()
+def encode(values: Array, head: Head) -> bytes:
+    layout = head.layout
+    check(values, layout)
+    if layout.packing.lanes == 1:
+        return hexfile.encode(to_stream(values, layout), layout.bits, layout.signed, head.comments)
+    return comment_lines(head.comments, "//") + text.hex_rows(pack(values, layout), layout.digits).tobytes()
 
 
 def decode(data: bytes, layout: Layout) -> Elements:

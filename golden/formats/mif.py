@@ -13,7 +13,7 @@ import re
 import numpy as np
 
 from golden.formats import text
-from golden.formats.base import Elements, Format, Sheet, check, comment_lines
+from golden.formats.base import Elements, Format, Head, check, comment_lines
 from golden.formats.coe import decimal_words
 from golden.formats.packing import Layout, pack, unknown_elements, unpack
 from intsim.errors import UserError
@@ -28,17 +28,17 @@ RADICES = ("HEX", "BIN", "DEC", "UNS")
 ADDRESS = Layout(("entry",), (1,), 32, False)
 
 
-def encode(values: Array, sheet: Sheet) -> bytes:
-    layout = sheet.layout
+def encode(values: Array, head: Head) -> bytes:
+    layout = head.layout
     check(values, layout)
     words = pack(values, layout)
-    head = comment_lines(sheet.comments, "--")
-    head += f"WIDTH={layout.word_bits};\nDEPTH={layout.words};\n".encode()
-    head += b"ADDRESS_RADIX=HEX;\nDATA_RADIX=HEX;\nCONTENT BEGIN\n"
+    front = comment_lines(head.comments, "--")
+    front += f"WIDTH={layout.word_bits};\nDEPTH={layout.words};\n".encode()
+    front += b"ADDRESS_RADIX=HEX;\nDATA_RADIX=HEX;\nCONTENT BEGIN\n"
     digits = len(f"{max(layout.words - 1, 0):x}")
     numbers = np.arange(len(words), dtype="<u8").view(np.uint8).reshape(-1, 8)
     before = text.hex_rows(numbers, digits, after=b" : ")
-    return head + text.hex_rows(words, layout.digits, before=before, after=b";\n").tobytes() + b"END;\n"
+    return front + text.hex_rows(words, layout.digits, before=before, after=b";\n").tobytes() + b"END;\n"
 
 
 def decode(data: bytes, layout: Layout) -> Elements:

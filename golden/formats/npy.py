@@ -11,7 +11,7 @@ import math
 
 import numpy as np
 
-from golden.formats.base import Elements, Format, Sheet, check
+from golden.formats.base import Elements, Format, Head, check
 from golden.formats.packing import Layout
 from intsim.errors import UserError
 from intsim.program import Array
@@ -21,16 +21,16 @@ MAX_HEADER = 4096
 INTEGERS = {f"{order}{kind}{size}" for order in "<>|=" for kind in "iu" for size in (1, 2, 4, 8)}
 
 
-def encode(values: Array, sheet: Sheet) -> bytes:
+def encode(values: Array, head: Head) -> bytes:
     """The same bytes from every version of NumPy."""
-    layout = sheet.layout
+    layout = head.layout
     check(values, layout)
     dtype = layout.dtype.newbyteorder("<")
     shape = ", ".join(map(str, layout.shape)) + ("," if len(layout.shape) == 1 else "")
-    head = f"{{'descr': '{dtype.str}', 'fortran_order': False, 'shape': ({shape}), }}"
-    head += " " * (-(len(head) + 11) % 64) + "\n"
+    front = f"{{'descr': '{dtype.str}', 'fortran_order': False, 'shape': ({shape}), }}"
+    front += " " * (-(len(front) + 11) % 64) + "\n"
     data = np.ascontiguousarray(values, dtype=dtype).tobytes()
-    return MAGIC + b"\x01\x00" + len(head).to_bytes(2, "little") + head.encode("ascii") + data
+    return MAGIC + b"\x01\x00" + len(front).to_bytes(2, "little") + front.encode("ascii") + data
 
 
 def decode(data: bytes, layout: Layout) -> Elements:

@@ -41,7 +41,7 @@ ROW_MAJOR = "row-major"
 LANE_ORDERS = ("lsb-first", "msb-first")
 MAX_LANES = 4096
 MAX_TILE = 65536
-MAX_STREAM = 1 << 33  # elements of a padded stream: more is a mistake in the tile's size
+MAX_STREAM = 1 << 26  # elements of a padded stream: more is a mistake in the tile's size
 TILED = (("token", "channel"), ("channel", "input"))
 MAJOR = re.compile(r"(row|column|token|channel|state|input|tap|rom|entry)-major")
 TILES = re.compile(r"tiles:([1-9][0-9]{0,4})x([1-9][0-9]{0,4})(:by-channel)?(:skewed)?")
@@ -119,7 +119,7 @@ class Layout:
         beats = rows + columns - 1 if tiles[4] else rows
         count = math.ceil(self.shape[0] / rows) * math.ceil(self.shape[1] / columns) * math.prod(self.shape[2:])
         length = count * beats * columns
-        if length > MAX_STREAM:
+        if length > max(MAX_STREAM, 2 * self.size):
             raise UserError(f"order {self.order}: {length} elements with padding, allowed are {MAX_STREAM}")
         return length
 

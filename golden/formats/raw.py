@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from golden.formats.base import Elements, Format, Sheet, check
+from golden.formats.base import Elements, Format, Head, check
 from golden.formats.packing import Layout, from_stream, pack, to_stream, unpack
 from intsim.errors import UserError
 from intsim.program import Array
@@ -20,8 +20,8 @@ def word_bytes(layout: Layout) -> int:
     return next((n for n in (1, 2, 4, 8) if n >= layout.octets), -(-layout.octets // 8) * 8)
 
 
-def encode(values: Array, sheet: Sheet) -> bytes:
-    layout = sheet.layout
+def encode(values: Array, head: Head) -> bytes:
+    layout = head.layout
     check(values, layout)
     if layout.packing.lanes == 1:
         return to_stream(values, layout).astype(layout.dtype.newbyteorder("<")).tobytes()
