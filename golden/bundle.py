@@ -85,7 +85,8 @@ def choose(
 
     layers: globs; exactly what they match is chosen.  None given: every tensor but the scans' `abar`, `b`, `acc`
     and `h`, which have an element for each token, channel and state and are most of the bytes of a bundle.
-    state: these as well.  accumulators: every accumulator as well, that of the scans too.  Raises UserError for a glob that matches nothing.
+    state: these as well.  accumulators: every accumulator as well, that of the scans too.
+    Raises UserError for a glob that matches nothing.
     """
     manifest.check_names(program)
     cubes = {name for name, tensor in program.tensors.items() if is_state_cube(tensor)}

@@ -21,6 +21,7 @@ import numpy as np
 from golden import manifest
 from golden.bundle import Sheet, file_entry
 from golden.formats import FORMATS, Style
+from golden.safe import stays_inside
 from intsim import SPEC_VERSION
 from intsim.arithmetic import limits
 from intsim.errors import ProgramError, UserError
@@ -42,11 +43,51 @@ def verify(folder: Path, progress: Callable[[int, int], None] = lambda done, tot
     all: no folder, no manifest, or one that is not readable.
     """
     folder = Path(folder)
+    require_bundle(folder)
+    return _Check(folder, progress).run()
+
+
+def require_bundle(folder: Path) -> None:
     if not folder.is_dir():
         raise UserError(f"{folder}: there is no such folder")
     if not (folder / manifest.NAME).is_file():
         raise UserError(f"{folder}: is not a bundle, or was not finished: it has no {manifest.NAME}")
-    return _Check(folder, progress).run()
+
+
+class Bundle:
+    """A bundle as a reference: its manifest and Program, checked, and tensors that are checked as they are read.
+
+    Raises UserError if the folder is no bundle, or is not as it was written.
+    """
+
+    def __init__(self, folder: Path):
+        self.folder = Path(folder)
+        require_bundle(self.folder)
+        self.check = _Check(self.folder, lambda done, total: None)
+        try:
+            self.content = self.check.read_manifest()
+            self.program = self.check.read_program(self.content)
+            self.images = self.check.list_images(self.content)
+        except _Broken as problem:
+            self.check.problems.append(str(problem))
+        self._stop_at_problem()
+        self.style = self.check.style
+
+    def _stop_at_problem(self) -> None:
+        if self.check.problems:
+            raise UserError(f"{self.folder}: is not as it was written: {self.check.problems[0]}")
+
+    def has(self, image: int, name: str) -> bool:
+        return name in self.images[image]["tensors"]
+
+    def values(self, image: int, name: str) -> Array:
+        """The integers of a tensor that `has`, in its container."""
+        entry = self.images[image]["tensors"][name]
+        files = entry.get("files") if isinstance(entry, dict) else None
+        found = self.check.read_values(files, f"images/{image:04d}/{name}", self.program.tensors[name])
+        self._stop_at_problem()
+        assert found is not None
+        return found
 
 
 class _Broken(Exception):
@@ -60,6 +101,7 @@ class _Check:
         self.problems: list[str] = []
         self.listed = {manifest.NAME}
         self.style = manifest.PLAIN
+        self.data: bytes | None = None  # the file that was read last
 
     def run(self) -> list[str]:
         try:
@@ -130,7 +172,7 @@ class _Check:
             self.problems.append(f"{path}: is not listed as it should be in {manifest.NAME}")
             return None
         try:
-            if place.is_symlink() or not place.is_file():
+            if place.is_symlink() or not place.is_file() or not stays_inside(self.folder, place):
                 self.problems.append(f"{path}: is missing" if not place.exists() else f"{path}: is not a plain file")
                 return None
             size = place.stat().st_size
@@ -160,19 +202,39 @@ class _Check:
 
     def read_sheet(self, files: object, stem: str, declared: Tensor | Constant, digest: str) -> Array | None:
         """The integers of a tensor from the first of its files; every other format must say the same."""
+        values = self.read_values(files, stem, declared)
+        if values is None or not isinstance(files, dict):
+            return None
+        first, *others = self.style.formats
+        sheet = Sheet(declared, values, digest, self.style)
+        if self.data != sheet.encode(first):
+            self.problems.append(f"{self.path(stem, first)}: is not as it was written")
+            return None
+        for name in others:
+            found = self.read_file(files[name], self.path(stem, name))
+            if found is not None and found != sheet.encode(name):
+                told = f"does not hold the integers of {self.path(stem, first)}"
+                self.problems.append(f"{self.path(stem, name)}: {told}")
+        return values
+
+    def path(self, stem: str, name: str) -> str:
+        return f"{stem}.{FORMATS[name].ending}"
+
+    def read_values(self, files: object, stem: str, declared: Tensor | Constant) -> Array | None:
+        """The integers of a tensor from the first of its files, whose bytes are kept as `data`."""
         style = self.style
-        paths = {name: f"{stem}.{FORMATS[name].ending}" for name in style.formats}
         if not isinstance(files, dict) or list(files) != list(style.formats):
             self.problems.append(f"{stem}: must have files in the formats {', '.join(style.formats)}")
-            self.listed |= set(paths.values())
+            self.listed |= {self.path(stem, name) for name in style.formats}
             return None
-        data = {name: self.read_file(files[name], path) for name, path in paths.items()}
-        first, path = next(iter(paths.items()))
-        content = data[first]
-        if content is None:
+        self.listed |= {self.path(stem, name) for name in style.formats}
+        first = style.formats[0]
+        path = self.path(stem, first)
+        self.data = self.read_file(files[first], path)
+        if self.data is None:
             return None
         try:
-            values = FORMATS[first].decode(content, style.layout(declared)).values
+            values = FORMATS[first].decode(self.data, style.layout(declared)).values
         except UserError as problem:
             self.problems.append(f"{path}: {problem}")
             return None
@@ -180,14 +242,7 @@ class _Check:
         if values.size and (int(values.min()) < low or int(values.max()) > high):
             self.problems.append(f"{path}: holds an integer outside {low} .. {high}")
             return None
-        sheet = Sheet(declared, values.astype(declared.dtype), digest, style)
-        for name, found in data.items():
-            if found is not None and found != sheet.encode(name):
-                other = f"does not hold the integers of {path}" if name != first else "is not as it was written"
-                self.problems.append(f"{paths[name]}: {other}")
-                if name == first:
-                    return None
-        return sheet.values
+        return values.astype(declared.dtype)
 
     # Content
 
@@ -230,13 +285,17 @@ class _Check:
                 f"constants/{name}: is not the Program's",
             )
 
-    def check_images(self, content: dict[str, Any], program: Program) -> None:
+    def list_images(self, content: dict[str, Any]) -> list[dict[str, Any]]:
         images = content["images"]
         if not isinstance(images, list) or not all(
             isinstance(i, dict) and set(i) == IMAGE_FIELDS and isinstance(i["tensors"], dict) for i in images
         ):
             raise _Broken(f"{manifest.NAME}: images is malformed")
         self.expect(bool(images), f"{manifest.NAME}: lists no image")
+        return list(images)
+
+    def check_images(self, content: dict[str, Any], program: Program) -> None:
+        images = self.list_images(content)
         for index, image in enumerate(images):
             place = f"images/{index:04d}"
             self.expect(image["index"] == index, f"{manifest.NAME}: image {index} has index {image['index']!r}")

@@ -39,7 +39,8 @@ class Format:
     ending: of file names.  encode: integers in the layout's shape and container -> the file's bytes, always the same
     for the same integers; ValueError for an integer outside the declared range.  decode: the bytes -> elements;
     UserError that says what is wrong (without the file's name) for anything else than a file of that layout.
-    largest: more bytes than any sensible file of that layout has.  packed: whether order and lanes apply.
+    largest: more bytes than any sensible file of that layout has.  packed: whether order and lanes apply.  comments:
+    whether a file says of itself what it is.
     """
 
     ending: str
@@ -48,6 +49,7 @@ class Format:
     decode: Callable[[bytes, Layout], Elements]
     largest: Callable[[Layout], int]
     packed: bool = True
+    comments: bool = True
 
 
 def check(values: Array, layout: Layout) -> None:

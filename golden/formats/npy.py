@@ -62,4 +62,4 @@ def largest(layout: Layout) -> int:
     return 12 + MAX_HEADER + 8 * layout.size
 
 
-NPY = Format("npy", "NumPy array", encode, decode, largest, packed=False)
+NPY = Format("npy", "NumPy array", encode, decode, largest, packed=False, comments=False)

@@ -54,4 +54,4 @@ def largest(layout: Layout) -> int:
     return word_bytes(layout) * layout.words
 
 
-BIN = Format("bin", "raw words for DMA, little-endian", encode, decode, largest)
+BIN = Format("bin", "raw words for DMA, little-endian", encode, decode, largest, comments=False)
