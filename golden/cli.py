@@ -5,7 +5,7 @@
     intsim dump IMAGE --layers 'layers.3.*' --out DIR chosen integer tensors of an image
     intsim golden --out DIR                           a golden bundle
     intsim headers --out DIR                          a SystemVerilog package and a C header
-    intsim verify BUNDLE                              is the bundle as it was written?
+    intsim verify BUNDLE [DUT_DIR]                    is it as it was written?  is a design as it says?
     intsim eval --data PATH                           top-1
     intsim compare                                    the engine against the independent torch path
     intsim report --out FILE.html                     one page about a Program
