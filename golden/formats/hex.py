@@ -52,7 +52,7 @@ def from_words(found: text.Tokens, layout: Layout, cut: bool = False) -> Element
     if len(marks):
         place, found = _addresses(found, marks, layout)
     digits = layout.digits
-    if cut and len(found) > 1 and found.length[-1] < digits and (found.length[:-1] == digits).all():
+    if cut and _ends_within_a_word(found, digits):
         found.complain(len(found) - 1, f"is cut off: a word has {digits} digits")
     words, unknown = text.hex_words(found, layout.word_bits)
     if place is None:
@@ -66,6 +66,13 @@ def from_words(found: text.Tokens, layout: Layout, cut: bool = False) -> Element
         loose[place] = 0 if unknown is None else unknown
         words, unknown = full, loose if loose.any() else None
     return Elements(unpack(words, layout), unknown_elements(unknown, layout))
+
+
+def _ends_within_a_word(found: text.Tokens, digits: int) -> bool:
+    """Whether the last word is on a line of its own and shorter than all others, which have every digit."""
+    if len(found) < 2 or found.length[-1] == digits or (found.length[:-1] != digits).any():
+        return False
+    return bool(found.body[found.start[-1] - 1] == ord("\n"))
 
 
 def _addresses(found: text.Tokens, marks: Array, layout: Layout) -> tuple[Array, text.Tokens]:
