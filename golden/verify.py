@@ -29,6 +29,7 @@ from intsim.program import Array, Constant, Program, Tensor
 from intsim.program_file import parse_program
 
 MAX_MANIFEST = 1 << 30
+MAX_PROGRAM = 1 << 32
 FIELDS = {
     *("format", "version", "spec", "tool", "program", "operators", "tensors", "constants", "images"),
     *("content_sha256", "run"),
@@ -164,8 +165,8 @@ class _Check:
 
     # Files
 
-    def read_file(self, entry: object, path: str) -> bytes | None:
-        """The bytes of a listed file if they are as listed, else None and a problem."""
+    def read_file(self, entry: object, path: str, largest: int) -> bytes | None:
+        """The bytes of a listed file if they are as listed, else None and a problem.  A larger one is not read."""
         self.listed.add(path)
         place = self.folder / path
         if not isinstance(entry, dict) or set(entry) != {"file", "bytes", "sha256"} or entry["file"] != path:
@@ -178,6 +179,9 @@ class _Check:
             size = place.stat().st_size
             if size != entry["bytes"]:
                 self.problems.append(f"{path}: has {size} bytes, listed are {entry['bytes']}")
+                return None
+            if size > largest:
+                self.problems.append(f"{path}: has {size} bytes, more than the {largest} that it can need")
                 return None
             data = place.read_bytes()
         except OSError as problem:
@@ -211,11 +215,14 @@ class _Check:
             self.problems.append(f"{self.path(stem, first)}: is not as it was written")
             return None
         for name in others:
-            found = self.read_file(files[name], self.path(stem, name))
+            found = self.read_file(files[name], self.path(stem, name), self.largest(name, declared))
             if found is not None and found != sheet.encode(name):
                 told = f"does not hold the integers of {self.path(stem, first)}"
                 self.problems.append(f"{self.path(stem, name)}: {told}")
         return values
+
+    def largest(self, name: str, declared: Tensor | Constant) -> int:
+        return FORMATS[name].largest(self.style.layout(declared))
 
     def path(self, stem: str, name: str) -> str:
         return f"{stem}.{FORMATS[name].ending}"
@@ -230,7 +237,7 @@ class _Check:
         self.listed |= {self.path(stem, name) for name in style.formats}
         first = style.formats[0]
         path = self.path(stem, first)
-        self.data = self.read_file(files[first], path)
+        self.data = self.read_file(files[first], path, self.largest(first, declared))
         if self.data is None:
             return None
         try:
@@ -250,7 +257,7 @@ class _Check:
         entry = content["program"]
         if not isinstance(entry, dict):
             raise _Broken(f"{manifest.NAME}: program is malformed")
-        data = self.read_file(entry.get("file"), manifest.PROGRAM_FILE)
+        data = self.read_file(entry.get("file"), manifest.PROGRAM_FILE, MAX_PROGRAM)
         if data is None:
             raise _Broken("the rest was not checked, for want of the Program")
         try:

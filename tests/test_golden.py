@@ -371,6 +371,21 @@ def test_a_forged_npy_is_caught(bundle, program):
     assert any(f"{name}.npy: its header is malformed" in p for p in verify(bundle))
 
 
+def test_an_endless_file_is_not_read(bundle):
+    """A sparse file of 10 GB, listed with its size by a forger."""
+
+    def grow(said):
+        files = said["images"][0]["tensors"]["tokens.out"]["files"]
+        for entry in files.values():
+            with open(bundle / entry["file"], "r+b") as file:
+                file.truncate(10 << 30)
+            entry["bytes"] = 10 << 30
+
+    reseal(bundle, grow)
+    problems = verify(bundle)
+    assert len(problems) == 1 and "has 10737418240 bytes, more than the" in problems[0]
+
+
 def test_what_is_no_bundle_is_refused(tmp_path):
     with pytest.raises(UserError, match="there is no such folder"):
         verify(tmp_path / "nothing")
