@@ -38,11 +38,8 @@ class RmsNorm(Kind):
         }
 
     def derived_attributes(self, v: View) -> dict[str, int]:
-        width = v.input("x").shape[1]
-        a = 0
-        while width * 4 ** (a + 1) < 1024:
-            a += 1
-        return {"d_norm": width * 4**a, "d_shift": a}
+        d_norm, a = normalised_width(v.input("x").shape[1])
+        return {"d_norm": d_norm, "d_shift": a}
 
     def derived_constants(self, v: View) -> dict[str, tuple[ConstSpec, Int64]]:
         shift = v.out_exponents("out") - (v.array("gamma_exponent") + NORMED_EXPONENT)
@@ -65,10 +62,23 @@ class RmsNorm(Kind):
         q = x["x"]
         d_norm, a = v.op.attributes["d_norm"], v.op.attributes["d_shift"]
         square_sum = (q * q).sum(axis=1) + v.op.attributes["eps_q"]
-        k = (32 - bit_length(square_sum)) // 2
-        w = np.where(k >= 0, square_sum << 2 * np.maximum(k, 0), square_sum >> -2 * np.minimum(k, 0))
-        rsqrt = isqrt((np.int64(d_norm) << np.int64(52)) // w)
+        rsqrt, k = reciprocal_root(square_sum, d_norm)
         normed = round_shift(q * rsqrt[:, None], (14 + a - k)[:, None], v.rounding)
         out = v.output("out")
         y = requantize(normed * v.array("gamma"), v.array("shift"), out.bits, out.signed, v.rounding)
         return {"square_sum": square_sum, "rsqrt": rsqrt, "normed": normed, "out": y}
+
+
+def normalised_width(width: int) -> tuple[int, int]:
+    """(d_norm, a): width * 4^a with the largest a >= 0 that keeps it below 1024 (SPEC 5.3)."""
+    a = 0
+    while width * 4 ** (a + 1) < 1024:
+        a += 1
+    return width * 4**a, a
+
+
+def reciprocal_root(square_sum: Int64, d_norm: int) -> tuple[Int64, Int64]:
+    """(rsqrt, k) of each square_sum >= 1: the root of d_norm * 2^52 / w, w = square_sum * 2^2k (SPEC 5.3)."""
+    k = (32 - bit_length(square_sum)) // 2
+    w = np.where(k >= 0, square_sum << 2 * np.maximum(k, 0), square_sum >> -2 * np.minimum(k, 0))
+    return isqrt((np.int64(d_norm) << np.int64(52)) // w), k

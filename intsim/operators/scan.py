@@ -133,18 +133,31 @@ class Scan(Kind):
 
         dx = delta * u
         cube = np.zeros((tokens, channels, states), dtype=np.int64)
-        abar, b, acc, h = cube.copy(), cube.copy(), cube.copy(), cube.copy()
-        y_acc, y = np.zeros_like(dx), np.zeros_like(dx)
+        made = {"dx": dx, "abar": cube, "b": cube.copy(), "acc": cube.copy(), "h": cube.copy()}
+        made |= {"y_acc": np.zeros_like(dx), "y": np.zeros_like(dx)}
         state = np.zeros((channels, states), dtype=np.int64)
         for t in range(tokens):
-            abar[t] = exp2(delta[t, :, None] * a, fraction[:, None], m, rom, mode)
-            aligned = round_shift(dx[t, :, None] * b_in[t, None, :], b_shift[:, None] + s_l[t], mode)
-            b[t] = np.clip(aligned, -B_LIMIT, B_LIMIT)
             if t > 0:
                 state = requantize(state, s_l[t] - s_l[t - 1], h_bits, True, mode)
-            acc[t] = abar[t] * state + b[t]
-            state = requantize(acc[t], m, h_bits, True, mode)
-            h[t] = state
-            y_acc[t] = d * u[t] + ((state * c_in[t]).sum(axis=1) << s_l[t])
-            y[t] = requantize(y_acc[t], y_shift + y_group[t], y_bits, True, mode)
-        return {"dx": dx, "abar": abar, "b": b, "acc": acc, "h": h, "y_acc": y_acc, "y": y}
+            abar = exp2(delta[t, :, None] * a, fraction[:, None], m, rom, mode)
+            now = step(abar, dx[t], b_in[t], state, b_shift + s_l[t], m, h_bits, mode)
+            now["y_acc"] = d * u[t] + ((now["h"] * c_in[t]).sum(axis=1) << s_l[t])
+            now["y"] = requantize(now["y_acc"], y_shift + y_group[t], y_bits, True, mode)
+            state = now["h"]
+            for port, value in now.items():
+                made[port][t] = value
+        return made
+
+
+def step(
+    abar: Int64, dx: Int64, b_in: Int64, state: Int64, shift: object, m: int, h_bits: int, mode: str
+) -> dict[str, Int64]:
+    """One token's abar, b, acc and h (SPEC 5.7).
+
+    abar [..., N]; dx [...]; b_in [N] or [..., N]; state [..., N], already at this token's exponent; shift [...], the
+    channel's and the token's together.
+    """
+    aligned = round_shift(dx[..., None] * b_in, np.asarray(shift)[..., None], mode)
+    b = np.clip(aligned, -B_LIMIT, B_LIMIT)
+    acc = abar * state + b
+    return {"abar": abar, "b": b, "acc": acc, "h": requantize(acc, m, h_bits, True, mode)}
