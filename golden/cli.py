@@ -12,9 +12,11 @@
     intsim quantize CHECKPOINT --calibration PATH --out MODEL
     intsim export --format onnx --out FILE            the Program for other tools
     intsim widths                                     bits that each register needs and uses
+    intsim vectors UNIT                               inputs and expected outputs of an arithmetic unit
+    intsim judge UNIT                                 the same lines with a DUT's outputs appended: are they right?
 
-Exit status: 0 good, 1 a mismatch (`verify`, `compare`), 2 unusable input (one sentence on standard error, nothing
-half-written), 130 interrupted, 141 the reader of standard output went away.
+Exit status: 0 good, 1 a mismatch (`verify`, `compare`, `judge`), 2 unusable input (one sentence on standard error,
+nothing half-written), 130 interrupted, 141 the reader of standard output went away.
 
 What a command needs is imported when it runs: `--help` and `info` load neither Numba nor torch.
 """
@@ -40,6 +42,7 @@ from intsim.errors import UserError
 COMMANDS = (
     *("info", "run", "dump", "golden", "headers", "verify"),
     *("eval", "compare", "widths", "report", "quantize", "export"),
+    *("vectors", "judge"),
 )
 
 
