@@ -1,6 +1,6 @@
-// `intsim vectors dot_k` (64 products, groups) on standard input: 8 beats of 8 lanes, then the answer.
+// `intsim vectors dot_k` (K products, a multiple of 8) on standard input: K / 8 beats of 8 lanes, then the answer.
 module mac8_tb;
-  localparam int K = 64;
+  localparam int K = `K;
   localparam int LANES = 8;
 
   logic clk = 0, first;

@@ -1,4 +1,4 @@
-// `intsim vectors rsqrt` (of the embedded model's width) on standard input.
+// `intsim vectors rsqrt` for D_NORM, a name of the generated package, on standard input.
 module rsqrt_tb;
   import intsim_pkg::*;
   logic clk = 0, reset, start;
@@ -8,7 +8,7 @@ module rsqrt_tb;
   wire busy, done;
 
   rsqrt #(
-      .D_NORM(LAYERS_0_NORM_D_NORM)
+      .D_NORM(`D_NORM)
   ) dut (
       .clk(clk), .reset(reset), .start(start), .square_sum(square_sum), .busy(busy), .done(done), .root(root), .k(k)
   );

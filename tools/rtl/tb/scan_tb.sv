@@ -1,7 +1,7 @@
 // Both directions of one layer.  LAYER is its name in the generated package (LAYERS_0_MIXER), BUNDLE a bundle with
 // FRAMES images; +channels=N runs fewer channels.
 `define OF(part, side, tail) `LAYER``part``side``tail
-`define BENCH(instance_name, side, SIDE, finished, wrong) \
+`define BENCH(instance_name, side, SIDE, groups, group_shifts, finished, wrong) \
   scan_bench #( \
       .NAME(side), .FRAMES(`FRAMES), .STALLS(`STALLS), \
       .TOKENS(`OF(_SCAN, SIDE, _H_TOKENS)), .CHANNELS(`OF(_SCAN, SIDE, _H_CHANNELS)), \
@@ -16,7 +16,7 @@
       .Y_ACC_FILE(`OF(_SCAN, SIDE, _Y_ACC_FILE)), .Y_FILE(`OF(_SCAN, SIDE, _Y_FILE)), \
       .A_FRACTION(`OF(_SCAN, SIDE, _A_FRACTION_TABLE)), .B_SHIFT(`OF(_SCAN, SIDE, _B_SHIFT_TABLE)), \
       .Y_SHIFT(`OF(_SCAN, SIDE, _Y_SHIFT_TABLE)), .TOKEN_SHIFT(`OF(_SCAN, SIDE, _STATE_TOKEN_SHIFT_TABLE)), \
-      .Y_GROUP(`OF(_SCAN, SIDE, _Y_GROUP_TABLE)), .Y_GROUP_SHIFTS(32'(`OF(_SCAN, SIDE, _Y_GROUP_SHIFTS))) \
+      .Y_GROUP(groups), .Y_GROUP_SHIFTS(32'(group_shifts)) \
   ) instance_name (.clk(clk), .reset(reset), .channels(channels), .done(finished), .errors(wrong));
 
 module scan_tb;
@@ -25,8 +25,18 @@ module scan_tb;
   int channels, forward_errors, backward_errors;
   wire forward_done, backward_done;
 
-  `BENCH(forward, "scan", , forward_done, forward_errors)
-  `BENCH(backward, "scan_b", _B, backward_done, backward_errors)
+  // Where y has no groups the package has no table of them.
+`ifdef PLAIN_FORWARD
+  `BENCH(forward, "scan", , '0, '0, forward_done, forward_errors)
+`else
+  `BENCH(forward, "scan", , `OF(_SCAN, , _Y_GROUP_TABLE), `OF(_SCAN, , _Y_GROUP_SHIFTS), forward_done, forward_errors)
+`endif
+`ifdef PLAIN_BACKWARD
+  `BENCH(backward, "scan_b", _B, '0, '0, backward_done, backward_errors)
+`else
+  `BENCH(backward, "scan_b", _B, `OF(_SCAN, _B, _Y_GROUP_TABLE), `OF(_SCAN, _B, _Y_GROUP_SHIFTS), backward_done,
+         backward_errors)
+`endif
 
   initial begin
     if (!$value$plusargs("channels=%d", channels)) channels = `OF(_SCAN, , _H_CHANNELS);
