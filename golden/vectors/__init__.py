@@ -5,7 +5,7 @@
     units.py   the units: their fields, parameters and definitions
     judge.py   reads lines with the DUT's answers appended
 
-`FORMAT.md` section 9 states lines, levels and generator.
+`FORMAT.md` ("Unit vectors") states lines, levels and generator.
 """
 
 UNITS = (

@@ -342,7 +342,7 @@ def _group_rows(k: int, shifts: tuple[int, ...]) -> Int64:
     turns, blocks = levels[place % len(levels)], levels[place * len(levels) // k]
     drawn = levels[pick(Generator(0, "dot_k").words("groups", 0, 32, k), len(levels))]
     rows = [*np.repeat(levels[:, None], k, axis=1), turns, blocks, turns[::-1], blocks[::-1], *drawn]
-    return np.array(rows, dtype=np.int64)
+    return np.array(list(dict.fromkeys(map(tuple, rows))), dtype=np.int64)
 
 
 class Conv4(Unit):
@@ -569,10 +569,11 @@ class ScanStep(Unit):
 
     def build(self, p: Settings) -> Case:
         n, m, h_bits, mode = p["states"], p["fraction_bits"], p["state_bits"], p["rounding"]
-        # D u takes up to half of int32; the largest token shift is the one that leaves a quarter to the sum over n.
-        sum_bits = (n - 1).bit_length() + h_bits + p["c_bits"] - 2
-        most = 15 if p.get("proven") else min(15, ACC_BITS - 3 - sum_bits)
-        _need(most >= 0, f"the sum over {n} states of {h_bits} bits does not fit {ACC_BITS} bits")
+        # The largest token shift with which D u and the sum over n fit y_acc whatever they are.
+        room = limits(ACC_BITS, True)[1] - (1 << (p["d_bits"] + p["u_bits"] - 2))
+        most = min(15, (room // (n << (h_bits + p["c_bits"] - 2))).bit_length() - 1)
+        _need(most >= 0, f"a sum over {n} states of {h_bits} bits, and D of {p['d_bits']} bits, do not fit y_acc")
+        most = 15 if p.get("proven") else most
         y = Field("y", p["y_bits"], True)
         rom = np.array(exp2_rom(), dtype=np.int64)
         inputs = (

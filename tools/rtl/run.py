@@ -182,12 +182,12 @@ class Plan:
         of_model = self.model
 
         def in_modes(unit: str, top: str, options: Callable[[str], list[str]]) -> Iterator[Job]:
-            """Verilator builds all modes in one, Icarus one each: there a DUT more costs time and a build none."""
+            """Verilator builds all modes in one bench, Icarus one each: there a DUT costs time and a build none."""
             if simulator == "verilator":
                 def every() -> str:
                     run = self.bench(top, simulator, FIRST=0, LAST=len(MODES) - 1).compile(simulator)
                     said = [loop(unit, options(mode), [*run, f"+rounding={code}"]) for code, mode in modes]
-                    return f"{', '.join(MODES)}: {said[0].partition(': ')[2]}" if len(set(said)) == 1 else "; ".join(said)
+                    return f"{', '.join(MODES)}: {said[0].partition(': ')[2]}"
 
                 yield Job(unit, every)
                 return
@@ -243,8 +243,8 @@ class Plan:
         text = self.package.read_text()
         for layer in self.layers:
             macro = f"LAYERS_{layer}_MIXER"
-            sides = {"PLAIN_FORWARD": f" {macro}_SCAN_Y_GROUP_TABLE ", "PLAIN_BACKWARD": f" {macro}_SCAN_B_Y_GROUP_TABLE "}
-            plain = {define: 1 for define, table in sides.items() if table not in text}
+            sides = {"PLAIN_FORWARD": "SCAN", "PLAIN_BACKWARD": "SCAN_B"}
+            plain = {name: 1 for name, side in sides.items() if f" {macro}_{side}_Y_GROUP_TABLE " not in text}
 
             def scan(macro: str = macro, plain: dict[str, int] = plain) -> str:
                 bench = self.bench(
@@ -260,9 +260,9 @@ class Plan:
 
     def cocotb_job(self) -> Job:
         def run() -> str:
-            out = call([sys.executable, str(HERE / "cocotb_scan" / "run.py"), str(self.bundle), str(self.build / "cocotb"),
-                        str(self.layers[0])], self.build / "cocotb.log")  # fmt: skip
-            return out.splitlines()[-1]
+            script, build = HERE / "cocotb_scan" / "run.py", self.build / "cocotb"
+            command = [sys.executable, str(script), str(self.bundle), str(build), str(self.layers[0])]
+            return call(command, self.build / "cocotb.log").splitlines()[-1]
 
         return Job(f"scan_pe of layer {self.layers[0]}", run)
 
@@ -278,7 +278,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description="Runs the example RTL against golden vectors.")
     parser.add_argument("--simulator", action="append", choices=SIMULATORS, help="may be repeated; default: all")
     parser.add_argument("--only", choices=("units", "scan"), help="default: both")
-    parser.add_argument("--layers", type=integers, default=[0], help="layers whose scans run, such as 0,5,11; default 0")
+    parser.add_argument("--layers", type=integers, default=[0], help="layers whose scans run: 0,5,11; default 0")
     parser.add_argument("--frames", type=int, default=2, help="images; Icarus runs the first only; default 2")
     parser.add_argument("--count", type=int, default=100_000, help="lines for each unit; default 100000")
     parser.add_argument("--model", help="Program file; default: the embedded model")

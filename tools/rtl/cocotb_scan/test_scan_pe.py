@@ -170,7 +170,10 @@ class Bench:
         def read_result() -> Result:
             return Result(*(int(pin.value) for pin in (dut.h, dut.y_acc, dut.y)))
 
-        Monitor(dut.clk, dut.in_valid, dut.in_ready, read_token, lambda pins: self.checker.expect(self.model.step(pins)))
+        def seen(pins: dict[str, int]) -> None:
+            self.checker.expect(self.model.step(pins))
+
+        Monitor(dut.clk, dut.in_valid, dut.in_ready, read_token, seen)
         Monitor(dut.clk, dut.out_valid, dut.out_ready, read_result, self.checker.check)
 
     async def drained(self) -> None:
@@ -190,6 +193,7 @@ def channels_of(side: str) -> Iterator[tuple[Fields, list[list[Fields]], list[Re
     frames = [[np.load(folder / f"{name}.npy") for name in names] for folder in folders]
     group = view.out_shifts("y", "token")
     shift = view.array("state_token_shift")
+    h_bits, y_bits = view.output("h").bits, view.output("y").bits
     count = view.input("u").shape[1]
     for c in sorted({i * (count - 1) // max(CHANNELS - 1, 1) for i in range(CHANNELS)}):
         constants = {"A": view.array("A")[c], "f": view.array("A_fraction")[c], "D": view.array("D")[c]}
@@ -204,8 +208,7 @@ def channels_of(side: str) -> Iterator[tuple[Fields, list[list[Fields]], list[Re
                 ]
             )  # fmt: skip
             results += [
-                Result(word(h[t, c], view.output("h").bits), word(y_acc[t, c], 32), word(y[t, c], view.output("y").bits))
-                for t in range(len(u))
+                Result(word(h[t, c], h_bits), word(y_acc[t, c], 32), word(y[t, c], y_bits)) for t in range(len(u))
             ]
         yield constants, tokens, results
 
