@@ -30,7 +30,7 @@ HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent.parent
 MODES = ("half_up", "half_even", "half_away", "floor")  # in the order of the package's codes
 SIMULATORS = ("icarus", "verilator", "cocotb")
-LIMIT = 1800  # seconds of one step
+LIMIT = 900  # seconds of one step
 NEEDS = {  # simulator -> (what must be there, the package that has it)
     "icarus": (("iverilog", "the Debian package iverilog"), ("vvp", "the Debian package iverilog")),
     "verilator": (
@@ -122,21 +122,18 @@ class Bench:
     package: Path
     macros: dict[str, str]
 
-    @property
-    def sources(self) -> list[Path]:
+    def compile(self, simulator: str, units: Path = HERE / "rtl") -> list[str]:
+        """Compiles under a simulator, with the units in the folder `units`; the command that runs the result."""
         more = [HERE / "tb" / "scan_bench.sv"] if self.top == "scan_tb" else []
-        return [self.package, *sorted((HERE / "rtl").glob("*.sv")), *more, HERE / "tb" / f"{self.top}.sv"]
-
-    def compile(self, simulator: str) -> list[str]:
-        """Compiles under a simulator; the command that runs the result."""
+        sources = [self.package, *sorted(units.glob("*.sv")), *more, HERE / "tb" / f"{self.top}.sv"]
         macros = [f"-D{name}={value}" for name, value in self.macros.items()]
         log = self.build.with_suffix(".log")
         if simulator == "icarus":
             program = self.build.with_suffix(".vvp")
-            call(["iverilog", "-g2012", *macros, "-s", self.top, "-o", str(program), *map(str, self.sources)], log)
+            call(["iverilog", "-g2012", *macros, "-s", self.top, "-o", str(program), *map(str, sources)], log)
             return ["vvp", "-n", str(program)]
         options = ["--binary", "--timing", "-j", "1", "-O3", "-CFLAGS", "-O1", "--top", self.top, "-Mdir"]
-        call(["verilator", *options, str(self.build), *macros, *map(str, self.sources)], log)
+        call(["verilator", *options, str(self.build), *macros, *map(str, sources)], log)
         return [str(self.build / f"V{self.top}")]
 
 

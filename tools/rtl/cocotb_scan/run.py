@@ -39,7 +39,7 @@ def main(bundle: str, build: str, layer: str, channels: str = "16") -> int:
         test_module="test_scan_pe",
         hdl_toplevel="scan_pe",
         test_dir=build,
-        results_xml="results.xml",
+        results_xml=str(Path(build).resolve() / "results.xml"),
         extra_env={"BUNDLE": bundle, "LAYER": layer, "CHANNELS": channels, "PYTHONDONTWRITEBYTECODE": "1"},
     )
     count, failed = get_results(results)

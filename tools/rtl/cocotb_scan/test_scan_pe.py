@@ -244,8 +244,9 @@ async def random_constants_and_tokens(dut: Any) -> None:
     bench = Bench(dut, seed=2)
     await bench.driver.reset()
     n = 400
-    stream = UNIT["scan_step"].case({"d_bits": PROGRAM.constants[f"{LAYER}.scan.D"].bits}).stream(7, 1, n)
-    lines = stream.chunk(0, n)
+    widths, _ = UNIT["scan_step"].read(View(PROGRAM, PROGRAM.operator(f"{LAYER}.scan")), None)
+    del widths["proven"]  # its constants are drawn too
+    lines = UNIT["scan_step"].case(widths).stream(7, 1, n).chunk(0, n)
     rng = random.Random(3)
     start = 0
     while start < n:

@@ -158,7 +158,8 @@ module scan_bench #(
   end
 
   // Monitor and checker: signals are read at the rising edge.
-  int c, i, t, n, flat;
+  localparam int PATIENCE = 1000 + 10 * N;  // cycles without a result
+  int c, i, t, n, flat, waited;
   task automatic check(input string what, input int state, input logic [31:0] actual, input logic [31:0] expected);
     if (actual !== expected) begin
       errors++;
@@ -169,10 +170,11 @@ module scan_bench #(
   endtask
 
   initial begin
-    {errors, taken, c, i, t, n} = '0;
+    {errors, taken, c, i, t, n, waited} = '0;
     done = 0;
     while (!done) begin
       @(posedge clk);
+      waited++;
       flat = (i * TOKENS + t) * CHANNELS + c;
       if (pe.running && !reset) begin
         check("abar", n, 32'(pe.abar), 32'(abar_mem[flat*N+n]));
@@ -187,6 +189,7 @@ module scan_bench #(
         check("steps", 0, n, N);
         n = 0;
         taken++;
+        waited = 0;
         t++;
         if (t == TOKENS) begin
           t = 0;
@@ -197,6 +200,11 @@ module scan_bench #(
           c++;
         end
         done = c == channels;
+      end
+      if (waited > PATIENCE) begin
+        check("result", 0, 32'd0, 32'd1);
+        $display("%0s: no result in %0d cycles", NAME, PATIENCE);
+        done = 1;
       end
     end
     $display("%0s: %0d channels x %0d frames x %0d tokens x %0d states, %0d wrong integers", NAME, channels, FRAMES,
