@@ -243,17 +243,36 @@ class Plan:
             sides = {"PLAIN_FORWARD": "SCAN", "PLAIN_BACKWARD": "SCAN_B"}
             plain = {name: 1 for name, side in sides.items() if f" {macro}_{side}_Y_GROUP_TABLE " not in text}
 
-            def scan(macro: str = macro, plain: dict[str, int] = plain) -> str:
+            def scan(layer: int = layer, macro: str = macro, plain: dict[str, int] = plain) -> str:
                 bench = self.bench(
                     "scan_tb", simulator, f"_{macro}", LAYER=macro, FRAMES=frames, STALLS=1, **plain
                 )
-                said = call(bench.compile(simulator)).splitlines()
+                dumps = bench.build.with_suffix(".dumps")
+                shutil.rmtree(dumps, ignore_errors=True)
+                for frame in range(frames):
+                    (dumps / f"{frame:04d}").mkdir(parents=True)
+                run = [*bench.compile(simulator), f"+dump={dumps}"]
+                whole = ["--require", f"layers.{layer}.mixer.scan*"] if frames == self.frames else []
+                verify = intsim("verify", self.bundle, dumps, *whole)
+                try:
+                    said = call(run).splitlines()
+                except Failed as problem:
+                    raise Failed(f"{problem}\n{self.verdict(verify)}") from None
                 results = [line for line in said if line.endswith(" 0 wrong integers")]
                 if len(results) != 2:
                     raise Failed("\n".join(said))
-                return "; ".join(results)
+                compared = call(verify).splitlines()[-1].rpartition(".dumps: ")[2]
+                return "; ".join([*results, f"intsim verify: {compared}"])
 
             yield Job(f"scan and scan_b of layer {layer}", scan)
+
+    @staticmethod
+    def verdict(verify: list[str]) -> str:
+        """What `intsim verify` says of a DUT that is wrong."""
+        try:
+            return call(verify)
+        except Failed as problem:
+            return str(problem)
 
     def cocotb_job(self) -> Job:
         def run() -> str:

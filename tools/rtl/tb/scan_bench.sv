@@ -1,6 +1,8 @@
 // Runs the scan of one direction of one layer, channel after channel, on the frames of a bundle, and compares every
-// A-bar, b, acc and h, every y_acc and y.  The processing element is reset once: frames follow one another with the
+// dx, A-bar, b, acc, h, y_acc and y.  The processing element is reset once: frames follow one another with the
 // state of the one before still in it.  With STALLS, tokens come with random gaps and results are taken late.
+//
+// With +dump=DIR what the element gave goes to DIR/0000/TENSOR.hex and so on, for `intsim verify BUNDLE DIR`.
 //
 // All tables and file names are those of the generated package.
 module scan_bench #(
@@ -23,6 +25,7 @@ module scan_bench #(
     parameter     U_FILE     = "",
     parameter     B_IN_FILE  = "",
     parameter     C_IN_FILE  = "",
+    parameter     DX_FILE    = "",
     parameter     ABAR_FILE  = "",
     parameter     B_FILE     = "",
     parameter     ACC_FILE   = "",
@@ -50,6 +53,7 @@ module scan_bench #(
   logic [D_BITS-1:0] d_mem[0:CHANNELS-1];
   logic [7:0] delta_mem[0:FRAMES*FLAT-1], u_mem[0:FRAMES*FLAT-1];
   logic [7:0] b_in_mem[0:FRAMES*TOKENS*N-1], c_in_mem[0:FRAMES*TOKENS*N-1];
+  logic [15:0] dx_mem[0:FRAMES*FLAT-1];
   logic [M:0] abar_mem[0:FRAMES*CUBE-1];
   logic [30:0] b_mem[0:FRAMES*CUBE-1];
   logic [31:0] acc_mem[0:FRAMES*CUBE-1];
@@ -70,6 +74,8 @@ module scan_bench #(
       $readmemh(path, b_in_mem, i * TOKENS * N, (i + 1) * TOKENS * N - 1);
       path = $sformatf("%s/images/%04d/%s", BUNDLE, i, C_IN_FILE);
       $readmemh(path, c_in_mem, i * TOKENS * N, (i + 1) * TOKENS * N - 1);
+      path = $sformatf("%s/images/%04d/%s", BUNDLE, i, DX_FILE);
+      $readmemh(path, dx_mem, i * FLAT, (i + 1) * FLAT - 1);
       path = $sformatf("%s/images/%04d/%s", BUNDLE, i, ABAR_FILE);
       $readmemh(path, abar_mem, i * CUBE, (i + 1) * CUBE - 1);
       path = $sformatf("%s/images/%04d/%s", BUNDLE, i, B_FILE);
@@ -169,21 +175,59 @@ module scan_bench #(
     end
   endtask
 
+  logic [15:0] dx_got[0:FRAMES*FLAT-1];
+  logic [M:0] abar_got[0:FRAMES*CUBE-1];
+  logic [30:0] b_got[0:FRAMES*CUBE-1];
+  logic [31:0] acc_got[0:FRAMES*CUBE-1];
+  logic [STATE_BITS-1:0] h_got[0:FRAMES*CUBE-1];
+  logic [31:0] y_acc_got[0:FRAMES*FLAT-1];
+  logic [Y_BITS-1:0] y_got[0:FRAMES*FLAT-1];
+  string dump;
+  int file;
+
+`define WRITE(NAME, memory, SIZE) \
+      file = $fopen($sformatf("%s/%04d/%s", dump, k, NAME), "w"); \
+      for (int j = k * SIZE; j < (k + 1) * SIZE; j++) $fdisplay(file, "%h", memory[j]); \
+      $fclose(file);
+
+  task write_dumps;
+    for (int k = 0; k < FRAMES; k++) begin
+      `WRITE(DX_FILE, dx_got, FLAT)
+      `WRITE(ABAR_FILE, abar_got, CUBE)
+      `WRITE(B_FILE, b_got, CUBE)
+      `WRITE(ACC_FILE, acc_got, CUBE)
+      `WRITE(H_FILE, h_got, CUBE)
+      `WRITE(Y_ACC_FILE, y_acc_got, FLAT)
+      `WRITE(Y_FILE, y_got, FLAT)
+    end
+  endtask
+
   initial begin
     {errors, taken, c, i, t, n, waited} = '0;
     done = 0;
-    while (!done) begin
+    wait (!reset);
+    while (c < channels && waited <= PATIENCE) begin
       @(posedge clk);
       waited++;
       flat = (i * TOKENS + t) * CHANNELS + c;
-      if (pe.running && !reset) begin
+      if (pe.running) begin
         check("abar", n, 32'(pe.abar), 32'(abar_mem[flat*N+n]));
         check("b", n, 32'(pe.b[30:0]), 32'(b_mem[flat*N+n]));
         check("acc", n, pe.acc, acc_mem[flat*N+n]);
+        abar_got[flat*N+n] = pe.abar;
+        b_got[flat*N+n] = pe.b[30:0];
+        acc_got[flat*N+n] = pe.acc;
         n++;
       end
-      if (out_valid && out_ready && !reset) begin
-        for (int s = 0; s < N; s++) check("h", s, 32'(h[s*STATE_BITS+:STATE_BITS]), 32'(h_mem[flat*N+s]));
+      if (out_valid && out_ready) begin
+        for (int s = 0; s < N; s++) begin
+          check("h", s, 32'(h[s*STATE_BITS+:STATE_BITS]), 32'(h_mem[flat*N+s]));
+          h_got[flat*N+s] = h[s*STATE_BITS+:STATE_BITS];
+        end
+        check("dx", 0, {16'd0, pe.dx}, 32'(dx_mem[flat]));
+        dx_got[flat] = pe.dx;
+        y_acc_got[flat] = y_acc;
+        y_got[flat] = y;
         check("y_acc", 0, y_acc, y_acc_mem[flat]);
         check("y", 0, 32'(y), 32'(y_mem[flat]));
         check("steps", 0, n, N);
@@ -199,14 +243,14 @@ module scan_bench #(
           i = 0;
           c++;
         end
-        done = c == channels;
-      end
-      if (waited > PATIENCE) begin
-        check("result", 0, 32'd0, 32'd1);
-        $display("%0s: no result in %0d cycles", NAME, PATIENCE);
-        done = 1;
       end
     end
+    if (waited > PATIENCE) begin
+      errors++;
+      $display("%0s: no result in %0d cycles", NAME, PATIENCE);
+    end
+    if ($value$plusargs("dump=%s", dump)) write_dumps;
+    done = 1;
     $display("%0s: %0d channels x %0d frames x %0d tokens x %0d states, %0d wrong integers", NAME, channels, FRAMES,
              TOKENS, N, errors);
   end
