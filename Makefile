@@ -6,19 +6,21 @@ PYTHON ?= python3
 # which are most of the bytes: `make golden COUNT=64 GOLDEN=` for many images without them.
 COUNT ?= 2
 GOLDEN ?= --state
-# Further options of pytest.
+# Further options of pytest, and of tools/rtl/run.py.
 TESTS ?=
+RTL ?=
 
 VENV := .venv
 BIN := $(VENV)/bin
 BUNDLE := golden_vectors
 
-.PHONY: help golden test lint clean
+.PHONY: help golden test lint rtl clean
 
 help:
 	@echo "make golden   golden vectors of the embedded model in $(BUNDLE)/ (no torch needed)"
 	@echo "make test     all tests"
 	@echo "make lint     ruff and mypy"
+	@echo "make rtl      the example RTL against golden vectors (needs simulators; says which)"
 	@echo "make clean    remove what these made"
 	@echo "PYTHON=... chooses the interpreter, 3.10 or newer."
 
@@ -36,6 +38,10 @@ test: $(VENV)/.test
 lint: $(VENV)/.test
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+
+# Simulators and cocotb are not installed here: what is missing is named.
+rtl: $(VENV)/.core
+	$(BIN)/python tools/rtl/run.py $(RTL)
 
 clean:
 	rm -rf $(VENV) $(BUNDLE) $(BUNDLE).new build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

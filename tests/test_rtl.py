@@ -212,6 +212,17 @@ def test_cocotb(plan_of: Any, tmp_path: Path) -> None:
         rtl.call(command)
 
 
+@needs("icarus")
+def test_the_bench_in_the_readme(tmp_path: Path) -> None:
+    """The bench for a unit of one's own, as printed."""
+    bench = (RTL / "README.md").read_text().split("```systemverilog\n")[1].split("```")[0]
+    (tmp_path / "loop.sv").write_text(bench)
+    unit = RTL / "rtl" / "requantize.sv"
+    rtl.call(["iverilog", "-g2012", "-o", str(tmp_path / "loop.vvp"), str(tmp_path / "loop.sv"), str(unit)])
+    said = rtl.loop("requantize", ["--count", "2000"], ["vvp", "-n", str(tmp_path / "loop.vvp")])
+    assert said == "requantize: 2,000 lines, no error"
+
+
 def test_what_is_missing_is_named(tmp_path: Path) -> None:
     """Nothing is installed and nothing made: a sentence for each tool, status 2."""
     environment = {**os.environ, "PATH": str(tmp_path), "PYTHONPATH": str(ROOT)}

@@ -184,6 +184,6 @@ command = Units(
         intsim vectors requantize | ./dut | intsim judge requantize
 
     A word is in two's complement masked to its bits; a packed word has element 0 in its least significant bits.
-    `intsim vectors UNIT --help` shows the fields of a line, golden/FORMAT.md states everything.
+    `intsim vectors UNIT --help` shows the fields of a line, golden/FORMAT.md section 13 states everything.
     """,
 )

@@ -5,7 +5,7 @@
     units.py   the units: their fields, parameters and definitions
     judge.py   reads lines with the DUT's answers appended
 
-`FORMAT.md` ("Unit vectors") states lines, levels and generator.
+`FORMAT.md` section 13 states lines, levels and generator.
 """
 
 UNITS = (

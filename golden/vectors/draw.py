@@ -1,4 +1,4 @@
-"""Which inputs a stream of unit vectors holds: levels, boundary values, and the generator (FORMAT.md, Unit vectors).
+"""Which inputs a stream of unit vectors holds: levels, boundary values, and the generator (FORMAT.md section 13).
 
 Every draw is a function of (seed, unit, field, purpose, line, element) and of nothing else: a stream does not depend
 on the size of a chunk, on NumPy's generators or on its version.

@@ -1,4 +1,4 @@
-"""A line of unit vectors: fields of lower-case hexadecimal digits, one space apart (FORMAT.md, Unit vectors).
+"""A line of unit vectors: fields of lower-case hexadecimal digits, one space apart (FORMAT.md section 13).
 
 A field holds one integer, or `count` integers packed into one word with element 0 in the least significant bits, as
 a packed array of SystemVerilog holds them.  It has ceil(bits * count / 4) digits; negative integers are in two's
