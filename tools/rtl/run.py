@@ -31,6 +31,7 @@ ROOT = HERE.parent.parent
 MODES = ("half_up", "half_even", "half_away", "floor")  # in the order of the package's codes
 SIMULATORS = ("icarus", "verilator", "cocotb")
 LIMIT = 900  # seconds of one step
+COCOTB = f"the Python package cocotb: {shlex.quote(sys.executable)} -m pip install 'cocotb>=2'"
 NEEDS = {  # simulator -> (what must be there, the package that has it)
     "icarus": (("iverilog", "the Debian package iverilog"), ("vvp", "the Debian package iverilog")),
     "verilator": (
@@ -38,7 +39,7 @@ NEEDS = {  # simulator -> (what must be there, the package that has it)
         ("g++", "the Debian package g++"),
         ("make", "the Debian package make"),
     ),
-    "cocotb": (("iverilog", "the Debian package iverilog"), ("cocotb_tools", "the Python package 'cocotb>=2'")),
+    "cocotb": (("iverilog", "the Debian package iverilog"), ("cocotb_tools", COCOTB)),
 }
 
 
