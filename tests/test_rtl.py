@@ -69,7 +69,7 @@ def plan_of(tmp_path_factory: pytest.TempPathFactory) -> Any:
             for i, image in enumerate(pixels):
                 PIL.Image.fromarray(image).save(folder / "images" / f"{i}.png")
             model = ["--model", str(folder / "model.safetensors")]
-            made[key] = rtl.Plan(folder, [0], 3, 1000, model)
+            made[key] = rtl.Plan(folder, [0], 3, "real", 1000, model)
             intsim("headers", "--out", folder / "headers", *model)
             layers = [part for name in ("scan*", "softplus*", "silu*", "x_proj*") for part in ("--layers", f"*{name}")]
             intsim("golden", "--out", folder / "bundle", *layers, "--images", folder / "images", *model)

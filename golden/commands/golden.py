@@ -26,6 +26,7 @@ from golden.commands.common import (
     table,
     threads_option,
 )
+from intsim.errors import UserError
 
 if TYPE_CHECKING:
     from golden.formats import Style
@@ -34,6 +35,12 @@ if TYPE_CHECKING:
 @click.command("golden")
 @click.option("--images", "source", help="Image file, folder, class tree or .npz.  [default: the embedded images]")
 @click.option("--count", type=click.IntRange(min=1), help="So many images, spread evenly over the set.  [default: all]")
+@click.option(
+    "--stimulus",
+    metavar="LIST",
+    help="Frames, with commas: real, repeat, zeros, extremes, checkerboard, ramp, hot-pixel, random.  [default: real]",
+)
+@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Of the drawn frames.")
 @layers_option
 @click.option("--state", is_flag=True, help="Add the scans' abar, b, acc and h at every step: most of the bytes.")
 @accumulators_option
@@ -48,6 +55,8 @@ def command(
     command: str,
     source: str | None,
     count: int | None,
+    stimulus: str | None,
+    seed: int,
     layers: tuple[str, ...],
     state: bool,
     accumulators: bool,
@@ -58,24 +67,27 @@ def command(
     threads: int | None,
     json_to: str | None,
 ) -> None:
-    """Write a golden bundle: the Program's constants and every chosen tensor of real images, with a manifest.
+    """Write a golden bundle: the Program's constants and every chosen tensor of each image, with a manifest.
 
-    Without --layers: every tensor but the scans' abar, b, acc and h, which --state adds.  FORMAT.md states the files.
+    Without --layers: every tensor but the scans' abar, b, acc and h, which --state adds.  --stimulus adds frames that
+    break hardware, in the order of the list: 'real,repeat,extremes,hot-pixel:4'.  FORMAT.md states files and frames.
     JSON: out, program: {name, profile, sha256}, images, tensors (of each image), bytes, content_sha256.
     """
     from golden.bundle import choose, write_bundle
     from golden.engines import make_engine
     from golden.images import open_images
+    from golden.stimulus import Stimuli
 
     program, data = load(model)
     names = choose(program, layers, state, accumulators)
-    images = open_images(
-        embedded_images() if source is None else source,
-        program.image,
-        classes=program.classes,
-        count=count,
-        center_crop=center_crop,
-    )
+    kinds = ["real"] if stimulus is None else [kind.strip() for kind in stimulus.split(",")]
+    if "real" not in kinds and (source is not None or count is not None):
+        raise UserError("--images and --count are for the stimulus real, which --stimulus does not name")
+    real = None
+    if "real" in kinds:
+        place = embedded_images() if source is None else source
+        real = open_images(place, program.image, classes=program.classes, count=count, center_crop=center_crop)
+    images = Stimuli(kinds, program.image, real, seed)
     with result(json_to) as (found, console):
         with progress_bar("images", len(images)) as update:
             written = write_bundle(

@@ -2,7 +2,7 @@
 
     python tools/rtl/run.py                          everything
     python tools/rtl/run.py --simulator verilator    one simulator
-    python tools/rtl/run.py --layers 0,5,11 --frames 4
+    python tools/rtl/run.py --layers 0,5,11 --frames 4 --stimulus real,repeat,random:4
     python tools/rtl/run.py --model vim.safetensors --images photographs/ --only scan
 
 Every unit: `intsim vectors | simulator | intsim judge`.  The scan: a bench that reads a bundle's hex files and the
@@ -30,6 +30,7 @@ HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent.parent
 MODES = ("half_up", "half_even", "half_away", "floor")  # in the order of the package's codes
 SIMULATORS = ("icarus", "verilator", "cocotb")
+STIMULUS = "real,repeat,zeros,extremes"
 LIMIT = 900  # seconds of one step
 COCOTB = f"the Python package cocotb: {shlex.quote(sys.executable)} -m pip install 'cocotb>=2'"
 NEEDS = {  # simulator -> (what must be there, the package that has it)
@@ -144,7 +145,8 @@ class Plan:
 
     build: Path
     layers: list[int]
-    frames: int
+    images: int
+    stimulus: str
     count: int
     model: list[str]
 
@@ -165,7 +167,13 @@ class Plan:
         for layer in self.layers:
             for name in ("scan*", "softplus*", "silu*", "x_proj*"):
                 globs += ["--layers", f"layers.{layer}.mixer.{name}"]
-        call(intsim("golden", "--out", self.bundle, "--count", self.frames, *globs, *images, *self.model))
+        frames = ["--stimulus", self.stimulus, "--count", self.images]
+        call(intsim("golden", "--out", self.bundle, *frames, *globs, *images, *self.model))
+
+    @property
+    def frames(self) -> int:
+        """Images of the bundle."""
+        return sum(1 for _ in (self.bundle / "images").iterdir())
 
     def bench(self, top: str, simulator: str, tag: str = "", **macros: object) -> Bench:
         texts = {name: str(value) for name, value in macros.items()}
@@ -296,7 +304,8 @@ def main() -> int:
     parser.add_argument("--simulator", action="append", choices=SIMULATORS, help="may be repeated; default: all")
     parser.add_argument("--only", choices=("units", "scan"), help="default: both")
     parser.add_argument("--layers", type=integers, default=[0], help="layers whose scans run: 0,5,11; default 0")
-    parser.add_argument("--frames", type=int, default=2, help="images; Icarus runs the first only; default 2")
+    parser.add_argument("--frames", type=int, default=2, help="real images; Icarus runs the first only; default 2")
+    parser.add_argument("--stimulus", default=STIMULUS, help=f"frames, as of 'intsim golden'; default {STIMULUS}")
     parser.add_argument("--count", type=int, default=100_000, help="lines for each unit; default 100000")
     parser.add_argument("--model", help="Program file; default: the embedded model")
     parser.add_argument("--images", help="images of the Program's size; default: the embedded ones")
@@ -312,7 +321,7 @@ def main() -> int:
     args.build.mkdir(parents=True, exist_ok=True)
     model = ["--model", str(Path(args.model).resolve())] if args.model else []
     images = ["--images", str(Path(args.images).resolve())] if args.images else []
-    plan = Plan(args.build.resolve(), args.layers, args.frames, args.count, model)
+    plan = Plan(args.build.resolve(), args.layers, args.frames, args.stimulus, args.count, model)
     try:
         plan.prepare(images)
         jobs: list[tuple[str, Job]] = []
