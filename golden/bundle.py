@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterable
+from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -29,6 +30,7 @@ from intsim.program import Array, Constant, Program, Tensor
 from intsim.program_file import program_bytes
 from intsim.taps import select
 
+WRITERS = 2  # threads that encode, hash and write files: NumPy, SHA-256 and the disk work outside the interpreter
 STATE_AXES = ("token", "channel", "state")
 
 
@@ -67,6 +69,11 @@ def write_sheet(folder: Path, stem: str, sheet: Sheet) -> dict[str, Any]:
         files[name] = file_entry(path, data)
         (folder / path).write_bytes(data)
     return files
+
+
+def write_sheets(pool: Executor, folder: Path, sheets: dict[str, Sheet]) -> dict[str, dict[str, Any]]:
+    """Writes many (stem -> sheet), several at a time; returns stem -> `files`, in the same order."""
+    return dict(zip(sheets, pool.map(lambda stem: write_sheet(folder, stem, sheets[stem]), sheets), strict=True))
 
 
 def file_entry(path: str, data: bytes) -> dict[str, Any]:
@@ -128,14 +135,17 @@ def write_bundle(
     if program_file is None or program.digest is None:
         program_file = program_bytes(program)
     digest = program.digest or ""
-    with new_folder(Path(out)) as folder:
+    with new_folder(Path(out)) as folder, ThreadPoolExecutor(WRITERS) as pool:
         content = manifest.describe(program, style)
         (folder / manifest.PROGRAM_FILE).write_bytes(program_file)
         content["program"]["file"] = file_entry(manifest.PROGRAM_FILE, program_file)
         (folder / "constants").mkdir()
-        for name, constant in program.constants.items():
-            sheet = Sheet(constant, program.arrays[name], digest, style)
-            content["constants"][name]["files"] = write_sheet(folder, f"constants/{name}", sheet)
+        sheets = {
+            f"constants/{name}": Sheet(constant, program.arrays[name], digest, style)
+            for name, constant in program.constants.items()
+        }
+        for name, files in zip(program.constants, write_sheets(pool, folder, sheets).values(), strict=True):
+            content["constants"][name]["files"] = files
         content["images"] = []
         (folder / "images").mkdir()
         for index, image in enumerate(images):
@@ -151,9 +161,9 @@ def write_bundle(
                 "logits": [int(v) for v in logits],
                 "tensors": {},
             }
-            for name, values in tensors.items():
-                sheet = Sheet(program.tensors[name], values, digest, style)
-                entry["tensors"][name] = {"files": write_sheet(folder, f"{place}/{name}", sheet)}
+            sheets = {f"{place}/{name}": Sheet(program.tensors[name], v, digest, style) for name, v in tensors.items()}
+            for name, files in zip(tensors, write_sheets(pool, folder, sheets).values(), strict=True):
+                entry["tensors"][name] = {"files": files}
             content["images"].append(entry)
             progress(index + 1)
         manifest.seal(content, command, time)

@@ -9,6 +9,7 @@ never a sign, and the digits above `bits` are zero.  `golden.formats.hex` reads 
 from __future__ import annotations
 
 from collections.abc import Iterable
+from functools import lru_cache
 
 import numpy as np
 
@@ -17,8 +18,9 @@ from intsim.program import Array
 
 MAX_BITS = 64
 CHUNK = 1 << 17  # words encoded at a time, so that temporaries stay small
+FIELD = 4  # digits that are looked up at once
 
-PAIRS = np.frombuffer(b"".join(b"%02x" % i for i in range(256)), dtype=np.uint16)
+DIGITS = np.frombuffer(b"0123456789abcdef", dtype=np.uint8)
 
 
 def digits_of(bits: int) -> int:
@@ -51,11 +53,29 @@ def encode(values: Array, bits: int, signed: bool, comments: Iterable[str] = ())
 
 
 def _words(flat: Array, bits: int, digits: int) -> bytes:
-    wide = np.int64 if flat.dtype.kind == "i" else np.uint64
-    words = flat.astype(wide).view(np.uint64) & np.uint64((1 << bits) - 1)
-    octets = (digits + 1) // 2
-    pairs = PAIRS[words.astype(">u8").view(np.uint8).reshape(-1, 8)[:, 8 - octets :]]
-    text = np.empty((flat.size, digits + 1), dtype=np.uint8)
-    text[:, :digits] = pairs.view(np.uint8).reshape(flat.size, 2 * octets)[:, 2 * octets - digits :]
-    text[:, digits] = ord("\n")
-    return text.tobytes()
+    """Looks up FIELD digits at a time, the leading ones first: each field is a column of the lines."""
+    first = (digits - 1) % FIELD + 1
+    widths = [first] + [FIELD] * ((digits - first) // FIELD)
+    tables = [digit_table(width, i == len(widths) - 1) for i, width in enumerate(widths)]
+    lines = np.empty(flat.size, dtype=[(f"field{i}", table.dtype) for i, table in enumerate(tables)])
+    words = flat.astype(flat.dtype.newbyteorder("="), copy=False).view(f"u{flat.dtype.itemsize}")
+    left = bits - 4 * (digits - first)  # bits of the leading field
+    place = 4 * (digits - first)
+    for i, table in enumerate(tables):
+        part = words >> np.array(place, words.dtype) & np.array((1 << left) - 1, words.dtype)
+        if len(tables) == 1:
+            table.take(part, out=lines.view(table.dtype), mode="wrap")
+        else:
+            lines[f"field{i}"] = table.take(part, mode="wrap")
+        place, left = place - 4 * FIELD, 4 * FIELD
+    return lines.tobytes()
+
+
+@lru_cache(maxsize=2 * FIELD)
+def digit_table(digits: int, last: bool) -> Array:
+    """Text of each integer of `digits` hexadecimal digits, with a line feed behind it if `last`."""
+    integers = np.arange(16**digits)
+    text = np.full((len(integers), digits + last), ord("\n"), dtype=np.uint8)
+    for column in range(digits):
+        text[:, column] = DIGITS[integers >> 4 * (digits - 1 - column) & 15]
+    return text.view(f"S{digits + last}")[:, 0]

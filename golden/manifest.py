@@ -41,7 +41,7 @@ def scale(program: Program, declared: Tensor | Constant) -> dict[str, Any]:
     for term in declared.terms:
         source = term.offset if term.offset is not None else term.index
         assert source is not None
-        values = [int(v) for v in program.arrays[source]]
+        values = program.arrays[source].tolist()
         if term.offset is not None:
             offsets.append({"axis": term.axis, "values": values, "constant": source})
         else:
@@ -166,6 +166,6 @@ def _render(value: Any, depth: int) -> str:
     if isinstance(value, dict):
         fields = [f"{pad}{json.dumps(key)}: {_render(item, depth + 1)}" for key, item in value.items()]
         return "{\n" + ",\n".join(fields) + f"\n{end}}}"
-    if any(isinstance(item, compound) and item for item in value):
+    if set(compound) & set(map(type, value)) and any(isinstance(item, compound) and item for item in value):
         return "[\n" + ",\n".join(pad + _render(item, depth + 1) for item in value) + f"\n{end}]"
     return json.dumps(value, ensure_ascii=True)
