@@ -4,32 +4,27 @@
     result = engine.run(images, taps=["layers.3.*"])      # {tensor name: [batch, *shape]}, always with the logits
     logits = engine.classify(images)                      # int32 [n, classes], in batches
 
-A tensor that is not asked for is kept only until its last reader has run, and the large internal ones (accumulators,
-everything with a state axis) are then never made at all.
+A tensor that is not asked for has a place in a buffer only until its last reader has run, and the internal ones
+(accumulators, everything with a state axis) are then never made at all.
 """
 
 from __future__ import annotations
 
 import os
+import threading
 from collections.abc import Collection, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
 from intsim.errors import ProgramError, UserError
 from intsim.kernels import KERNELS
-from intsim.kernels.base import Kernel, Workers
+from intsim.kernels.base import Kernel
+from intsim.plan import Plan, Workers
 from intsim.program import Array, Operator, Program
 from intsim.taps import select
 
-
-@dataclass
-class _Step:
-    op: Operator
-    kernel: Kernel
-    needed: set[str]  # output ports that a later operator reads
-    last: list[str] = field(default_factory=list)  # tensors that nothing after this operator reads
+MOST_PLANS = 8  # kept for another run of as many images and the same taps
 
 
 def available_threads() -> int:
@@ -53,16 +48,9 @@ class Engine:
         self.program = program
         self.threads = available_threads() if threads is None else threads
         self._workers = Workers(self.threads)
-        read = {name for op in program.operators for name in op.inputs.values()}
-        self._steps = []
-        for op in program.operators:
-            if op.kind not in KERNELS:
-                raise ProgramError(f"operator {op.name}: there is no kernel for the kind {op.kind!r}")
-            needed = {port for port in op.outputs if op.tensor(port) in read}
-            self._steps.append(_Step(op, KERNELS[op.kind](program, op), needed))
-        last_reader = {name: step for step in self._steps for name in step.op.inputs.values()}
-        for name, step in last_reader.items():
-            step.last.append(name)
+        self._kernels = [bind(program, op) for op in program.operators]
+        self._plans: dict[tuple[int, frozenset[str]], Plan] = {}
+        self._lock = threading.Lock()
 
     def run(self, images: Array, taps: Iterable[str] = ()) -> dict[str, Array]:
         """The logits and every tensor that a glob in `taps` names, in execution order.
@@ -104,20 +92,30 @@ class Engine:
         return images
 
     def _run(self, images: Array, names: list[str]) -> dict[str, Array]:
-        tapped = set(names)
-        pixels = np.array(images, order="C")  # a copy: contiguous, writeable, and the caller's stays the caller's
-        values: dict[str, Array] = {"image": pixels}
-        for step in self._steps:
-            op = step.op
-            wanted = step.needed | {port for port in op.outputs if op.tensor(port) in tapped}
-            inputs = {port: values[name] for port, name in op.inputs.items()}
-            made = step.kernel.run(self._workers, inputs, wanted)
-            for port in wanted:
-                values[op.tensor(port)] = made[port]
-            for name in step.last:
-                if name not in tapped:
-                    del values[name]
-        return {name: values[name] for name in names}
+        tapped = frozenset(names) - {"image"}
+        tensors = self.program.tensors
+        made = {name: np.empty((len(images), *tensors[name].shape), tensors[name].dtype) for name in tapped}
+        # a copy where the caller gets it: contiguous, and the caller's stays the caller's
+        pixels = np.array(images, order="C") if "image" in names else np.ascontiguousarray(images)
+        if len(images):
+            key = (len(images), tapped)
+            with self._lock:  # a plan's buffers serve one run at a time
+                plan = self._plans.pop(key, None)
+            if plan is None:
+                plan = Plan(self.program, self._kernels, len(images), tapped, self.threads)
+            plan.run(self._workers, {**made, "image": pixels})
+            with self._lock:
+                self._plans[key] = plan
+                while len(self._plans) > MOST_PLANS:
+                    del self._plans[next(iter(self._plans))]
+        return {name: pixels if name == "image" else made[name] for name in names}
+
+
+def bind(program: Program, op: Operator) -> Kernel:
+    """The kernel of an operator.  Raises ProgramError if there is none."""
+    if op.kind not in KERNELS:
+        raise ProgramError(f"operator {op.name}: there is no kernel for the kind {op.kind!r}")
+    return KERNELS[op.kind](program, op)
 
 
 def run_operator(
@@ -128,7 +126,11 @@ def run_operator(
     values: its inputs by tensor name, [batch, *shape] in their containers.  Returns the outputs named in `ports`, by
     tensor name.
     """
-    kernel = KERNELS[op.kind](program, op)
-    inputs = {port: np.array(values[name], order="C") for port, name in op.inputs.items()}
-    made = kernel.run(Workers(available_threads() if threads is None else threads), inputs, set(ports))
-    return {op.tensor(port): made[port] for port in ports}
+    inputs = {name: np.array(values[name], order="C") for name in op.inputs.values()}
+    batch = len(next(iter(inputs.values())))
+    threads = available_threads() if threads is None else threads
+    names = [op.tensor(port) for port in ports]
+    made = {name: np.empty((batch, *program.tensors[name].shape), program.tensors[name].dtype) for name in names}
+    if batch:
+        Plan(program, [bind(program, op)], batch, names, threads).run(Workers(threads), {**inputs, **made})
+    return made

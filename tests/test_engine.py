@@ -21,11 +21,11 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-import intsim.kernels.base
-from intsim import kernels
+from intsim import kernels, plan
 from intsim.engine import Engine
 from intsim.errors import UserError
-from intsim.kernels import common, dot, exp2, scan
+from intsim.kernels import common, cpu, dot, exp2, memory, requantize, run, scan
+from intsim.kernels import vector as v
 from intsim.oracle import Oracle
 from intsim.program import Array, Program
 from intsim.synthetic import Size, random_program
@@ -110,31 +110,62 @@ def test_extremes(rounding: str, state_bits: int, level: int) -> None:
     check(program, np.full((2, *program.image), level, dtype=np.uint8))
 
 
+@pytest.mark.parametrize("path", cpu.available())
+@pytest.mark.parametrize("rounding", ROUNDINGS)
+def test_paths(path: str, rounding: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whole vectors, blocks of 64 channels and what is left of them, on every path that this CPU can run."""
+    monkeypatch.setenv(cpu.VARIABLE, path)
+    seed = ROUNDINGS.index(rounding)
+    for inner, width, states, bits in ((130, 64, 16, 8), (64, 81, 16, 16), (16, 200, 17, 8)):
+        size = dataclasses.replace(SIZE, inner=inner, width=width, states=states, depth=1, classes=70)
+        check(random_program(seed, size, rounding=rounding, state_bits=bits), images_for(random_program(seed, size), 2))
+
+
+def test_the_choice_of_a_path(program: Program, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert cpu.available()[-1] == "plain"
+    monkeypatch.delenv(cpu.VARIABLE, raising=False)
+    assert cpu.choose() == cpu.available()[0]
+    monkeypatch.setattr(cpu, "features", lambda: frozenset({"avx2"}))
+    assert cpu.available() == ["avx2", "plain"]
+    assert not cpu.has_byte_permutation()
+    monkeypatch.setenv(cpu.VARIABLE, "avx512vnni")
+    with pytest.raises(UserError, match="INTSIM_KERNELS is 'avx512vnni'; this CPU can run avx2, plain"):
+        Engine(program)
+
+
+def test_a_generic_cpu_has_the_plain_path_only() -> None:
+    code = "from intsim.kernels import cpu; assert cpu.available() == ['plain'] and cpu.choose() == 'plain'"
+    env = {**os.environ, "NUMBA_CPU_NAME": "generic"}
+    env.pop(cpu.VARIABLE, None)
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=120, env=env)
+
+
 def test_wide_group_shifts() -> None:
-    """Group shifts over 8 need a second plane of weights."""
+    """Groups far apart: the sums are shifted between them."""
     program = random_program(3, SIZE, k=4)
     name = "layers.0.norm.out"
     (term,) = program.tensors[name].terms
     terms = (dataclasses.replace(term, shifts=(0, 8, 9, 15)),)
     program.tensors[name] = dataclasses.replace(program.tensors[name], terms=terms)
     program.arrays["layers.0.mixer.in_proj.weight"] //= 16  # keep the accumulator within 32 bits
-    engine = Engine(program)
-    (step,) = (s for s in engine._steps if s.op.name == "layers.0.mixer.in_proj")
-    assert [shift for shift, _ in step.kernel.dot.planes] == [0, 8]  # type: ignore[attr-defined]
+    (kernel,) = (k for k in Engine(program)._kernels if k.op.name == "layers.0.mixer.in_proj")
+    assert kernel.weights.ends[:, 1].tolist() == [6, 1, 8, 0]  # type: ignore[attr-defined]
     check(program, images_for(program, 2))
 
 
 @pytest.mark.parametrize("rounding", ROUNDINGS)
-@pytest.mark.parametrize("less", [6, 20, 28])
+@pytest.mark.parametrize("less", [0, 6, 20, 28])
 def test_scan_with_large_left_shifts(rounding: str, less: int) -> None:
     """Left shifts that clamp b; beyond LARGEST_LEFT scan_traced runs also when nothing is tapped."""
     program = random_program(4, SIZE, rounding=rounding)
     for op in program.operators:
         if op.kind == "scan":
             program.arrays[op.constants["b_shift"]] -= less
-    scans = [s.kernel for s in Engine(program)._steps if s.op.kind == "scan"]
-    assert any(k.clamps for k in scans)  # type: ignore[attr-defined]
-    assert all(k.fast for k in scans) == (less < 28)  # type: ignore[attr-defined]
+    scans = [k for k in Engine(program)._kernels if k.op.kind == "scan"]
+    methods = {k.method for k in scans}  # type: ignore[attr-defined]
+    fast = cpu.choose() == "avx512vnni" and rounding in ("half_up", "floor")
+    assert methods == {scan.TRACED if less == 28 else scan.AVX512 if fast and not less else scan.VECTOR}
+    assert all(k.clamps for k in scans) == (less > 0)  # type: ignore[attr-defined]
     got = check(program, images_for(program, 2))
     if less > 10:
         assert max(abs(int(got["layers.0.mixer.scan.b"].min())), int(got["layers.0.mixer.scan.b"].max())) == 2**30 - 1
@@ -150,23 +181,39 @@ def program() -> Program:
 
 @pytest.mark.parametrize("threads", [2, 3, 7])
 def test_threads(program: Program, threads: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(intsim.kernels.base, "GRAIN", 1)  # share even the smallest operator
-    monkeypatch.setattr(intsim.kernels.base, "TILE", 64)  # and cut it into many tiles
+    monkeypatch.setattr(plan, "GRAIN", 1)  # share even the smallest operator
+    monkeypatch.setattr(plan, "CHANNELS", scan.BLOCK)
     images = images_for(program, 3)
     alone = Engine(program, threads=1)
-    assert_same(alone.run(images, ["*"]), Engine(program, threads=threads).run(images, ["*"]))
-    assert_same(alone.run(images), Engine(program, threads=threads).run(images))
-    assert_same(alone.run(images[:1]), Engine(program, threads=threads).run(images[:1]))
+    shared = Engine(program, threads=threads)
+    assert_same(alone.run(images, ["*"]), shared.run(images, ["*"]))
+    assert_same(alone.run(images), shared.run(images))
+    assert_same(alone.run(images[:1]), shared.run(images[:1]))
+    assert max(p.threads for p in shared._plans.values()) == threads
 
 
 def test_many_channels(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Several blocks of channels in the scan, shared over images and threads."""
-    monkeypatch.setattr(intsim.kernels.base, "GRAIN", 1)
-    program = random_program(8, dataclasses.replace(SIZE, inner=5 * scan.BLOCK + 3, depth=1))
+    """Several blocks of channels in the scan, shared over threads."""
+    monkeypatch.setattr(plan, "GRAIN", 1)
+    program = random_program(8, dataclasses.replace(SIZE, inner=9 * scan.BLOCK + 3, depth=1))
     images = images_for(program, 3)
     wanted = Oracle(program).run(images, ["*.y", "*.gate.out"])
     for threads in (1, 2, 4):
         assert_same(wanted, Engine(program, threads=threads).run(images, ["*.y", "*.gate.out"]))
+
+
+def test_the_tasks_of_a_phase_cover_every_row_once() -> None:
+    for batch, inner, threads in ((1, 33, 2), (3, 200, 7), (7, 64, 1)):
+        program = random_program(8, dataclasses.replace(SIZE, inner=inner))
+        p = plan.Plan(program, Engine(program)._kernels, batch, {program.logits}, threads)
+        done: dict[int, list[tuple[int, int]]] = {}
+        for first, last, start, stop in p.tasks.tolist():
+            for step in p.chains[first:last].tolist():
+                done.setdefault(step, []).append((start, stop))
+        for step, kernel in enumerate(Engine(program)._kernels):
+            total = kernel.channels if kernel.by_channel else batch * kernel.tokens
+            covered = [row for start, stop in sorted(done[step]) for row in range(start, stop)]
+            assert covered == list(range(total)), kernel.op.name
 
 
 def test_one_engine_in_several_threads(program: Program) -> None:
@@ -221,21 +268,34 @@ def test_images_are_not_touched(program: Program) -> None:
     assert_same(result, Engine(program).run(strided, ["image"]))
 
 
-def test_memory_is_freed(program: Program, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Without taps no accumulator and nothing with a state axis is made, and no array outlives its last reader."""
-    made: list[str] = []
-    whole = intsim.kernels.base.Kernel.empty
+def test_places_of_buffers(program: Program) -> None:
+    """Without taps no accumulator and nothing of each state is made; tensors that share bytes never live together."""
+    bound = Engine(program)._kernels
+    p = plan.Plan(program, bound, 2, {program.logits}, 2)
+    assert not {"acc", "abar", "b", "h", "normed", "y_acc"} & {name.rsplit(".", 1)[1] for name in p.places}
+    first = {k.op.tensor(port): level for k, level in zip(bound, p.levels, strict=True) for port in k.op.outputs}
+    last = dict(first)
+    for k, level in zip(bound, p.levels, strict=True):
+        for name in k.op.inputs.values():
+            assert first.get(name, -1) <= level
+            last[name] = max(last.get(name, -1), level)
+    for a, (at_a, size_a) in p.places.items():
+        assert size_a >= 2 * program.tensors[a].dtype.itemsize * int(np.prod(program.tensors[a].shape))
+        for b, (at_b, size_b) in p.places.items():
+            if a < b and at_a < at_b + size_b and at_b < at_a + size_a:
+                assert last[a] < first[b] or last[b] < first[a], f"{a} and {b} share bytes"
+    assert len(p.arena) < sum(size for _, size in p.places.values()) // 2
 
-    def empty(self: Any, port: str, batch: int) -> Array:
-        made.append(port)
-        return whole(self, port, batch)
 
-    monkeypatch.setattr(intsim.kernels.base.Kernel, "empty", empty)
-    engine = Engine(program)
-    engine.run(images_for(program, 1))
-    assert not {"acc", "abar", "b", "h", "normed"} & set(made)
-    dropped = [name for step in engine._steps for name in step.last]
-    assert sorted(dropped) == sorted({name for op in program.operators for name in op.inputs.values()})
+def test_phases_follow_the_rows(program: Program) -> None:
+    """What reads other rows, or all of them, comes in a later phase than what makes them."""
+    level = dict(zip([op.name for op in program.operators], plan.levels_of(Engine(program)._kernels), strict=True))
+    m = "layers.0.mixer"
+    assert level["layers.0.norm"] == level[f"{m}.in_proj"] == level[f"{m}.silu_z"]
+    assert level[f"{m}.conv1d"] == level[f"{m}.conv1d_b"] == level[f"{m}.in_proj"] + 1
+    assert level[f"{m}.softplus"] == level[f"{m}.conv1d"]
+    assert level[f"{m}.scan"] == level[f"{m}.scan_b"] == level[f"{m}.conv1d"] + 1
+    assert level[f"{m}.gate"] == level["layers.1.norm"] == level[f"{m}.scan"] + 1
 
 
 @pytest.mark.parametrize(
@@ -269,12 +329,12 @@ def test_bad_arguments(program: Program) -> None:
 
 
 def test_an_error_in_a_worker_is_raised() -> None:
-    def part(start: int, stop: int) -> None:
-        if start:
+    def part(thread: int) -> None:
+        if thread:
             raise ValueError("worker")
 
     with pytest.raises(ValueError, match="worker"):
-        intsim.kernels.base.Workers(2).split(2, 10**9, part)
+        plan.Workers(2).each(2, part)
 
 
 # --- the shared arithmetic, against the text of SPEC 2 in exact fractions ---
@@ -302,22 +362,29 @@ def test_round_shift(rounding: str) -> None:
         assert [common.round_shift(v, s, mode) for v in VALUES] == [spec_round_shift(v, s, rounding) for v in VALUES]
 
 
+@numba.njit
+def requantized(values: Array, shifts: Array, mode: int, low: int, high: int, narrow: int, out: Array) -> None:
+    for i in range(0, len(values), 16):
+        x, s = v.load_int32(values, i), v.load_int32(shifts, i)
+        half = requantize.half_lanes(v.maximum(s, v.splat(np.int32(0))), mode)
+        v.store_int32(out, i, requantize.requantize_lanes(x, s, half, mode, low, high, narrow))
+
+
 @pytest.mark.parametrize("rounding", ROUNDINGS)
-@pytest.mark.parametrize("dtype", [np.int8, np.int16, np.int32])
-def test_requantize_rows(rounding: str, dtype: type) -> None:
-    """Every shift -31 .. 31, split over channel and token, in the 32 bits of `narrow` and in 64."""
-    low, high = int(np.iinfo(dtype).min), int(np.iinfo(dtype).max) - 1
+@pytest.mark.parametrize("bits", [8, 16, 32])
+def test_requantize_lanes(rounding: str, bits: int) -> None:
+    """Every shift -31 .. 31, in the 32 bits of `narrow` and in 64."""
+    low, high = -(2 ** (bits - 1)), 2 ** (bits - 1) - 2
     for s in range(-31, 32):
         # the proof keeps room for the rounding constant
-        values = [v for v in VALUES if s <= 0 or v + 2 ** (s - 1) < 2**31]
-        wanted = [min(max(spec_round_shift(v, s, rounding), low), high) for v in values]
-        acc = np.array([[0, 0, 0, *values], [0, 0, 0, *values]], dtype=np.int32)
-        row_shift = np.array([0, 3, 9], dtype=np.int32)
+        values = [x for x in VALUES if s <= 0 or x + 2 ** (s - 1) < 2**31]
+        values += [0] * (-len(values) % 16)
+        wanted = [min(max(spec_round_shift(x, s, rounding), low), high) for x in values]
         for narrow in {0, int(s >= 0)}:
-            shift = np.full(len(values), s - 3, dtype=np.int32)
-            out: Array = np.zeros((1, len(values)), dtype=dtype)
-            common.requantize_rows(acc, 3, shift, row_shift, 4, common.MODES[rounding], low, high, narrow, out)
-            assert out[0].tolist() == wanted, s
+            out = np.zeros(len(values), dtype=np.int32)
+            shifts = np.full(len(values), s, dtype=np.int32)
+            requantized(np.array(values, dtype=np.int32), shifts, common.MODES[rounding], low, high, narrow, out)
+            assert out.tolist() == wanted, s
 
 
 def test_isqrt_and_bit_length() -> None:
@@ -325,6 +392,13 @@ def test_isqrt_and_bit_length() -> None:
     values = [v for r in roots for v in (r * r - 1, r * r, r * r + 1, r * r + 2 * r) if 0 <= v < 2**62]
     assert [common.isqrt(v) for v in values] == [isqrt(v) for v in values]
     assert [common.bit_length(v) for v in values] == [v.bit_length() for v in values]
+
+
+@numba.njit
+def negative_rows(a: Array, f: int, packed: Array, m: int, mode: int, table: Array) -> None:
+    """exp2_rows of 256 codes and 256 factors, 16 factors at a time."""
+    for i in range(0, 256, 16):
+        exp2.exp2_rows(a, 256, v.load_int32(a, i), f, packed, m, mode, table, i * 256)
 
 
 @pytest.mark.parametrize("m", [1, 8, 15])
@@ -349,66 +423,105 @@ def test_exp2(m: int, rounding: str) -> None:
             for delta in range(256):
                 exp2.exp2_row(delta, a, 0, 256, f, rom, m, mode, table, delta * 256)
             assert np.array_equal(table.reshape(256, 256), wanted), f
+        if mode <= 1 and cpu.choose() == "avx512vnni":
+            rows = np.zeros(256 * 256, dtype=np.int32)
+            negative_rows(a, f, exp2.packed_rom(rom), m, mode, rows)
+            assert np.array_equal(rows.reshape(16, 256, 16).transpose(1, 0, 2).reshape(256, 256), -wanted & 65535), f
         for delta, n in ((0, 0), (1, 1), (255, 255), (128, 3), (17, 200), (255, 1), (3, 85)):
             assert exp2.exp2(delta * n, f, rom, m, mode) == wanted[delta, n], f
 
 
 @pytest.mark.parametrize("rounding", ROUNDINGS)
 @pytest.mark.parametrize("lowest", [-scan.HARMLESS_LEFT, -scan.LARGEST_LEFT])
-def test_both_scans(rounding: str, lowest: int) -> None:
-    """scan_fast equals scan_traced up to its largest left shift, with extremes of every input."""
+@pytest.mark.parametrize(("states", "channels"), [(16, 21), (5, 32), (18, 7)])
+def test_scans(rounding: str, lowest: int, states: int, channels: int) -> None:
+    """All kernels of the scan give the same up to their largest shifts, with extremes of every input."""
     rng = np.random.default_rng(6)
-    batch, tokens, channels, states, padded = 2, 9, 21, 18, 32
+    batch, tokens = 2, 9
+    padded, room = -(-states // 16) * 16, -(-channels // 16) * 16
+    mode = common.MODES[rounding]
+    methods = [scan.VECTOR]
+    if cpu.choose() == "avx512vnni" and mode <= 1 and lowest == -scan.HARMLESS_LEFT and states <= 16:
+        methods.append(scan.AVX512)
+    kept: list[Array] = []
 
-    def ends(low: int, high: int, shape: tuple[int, ...], dtype: type) -> Array:
+    def ends(low: int, high: int, shape: tuple[int, ...], dtype: type) -> int:
+        """Address of drawn integers, half of them at the ends."""
         drawn = rng.integers(low, high + 1, shape)
-        return np.where(rng.random(shape) < 0.5, rng.choice([low, high], shape), drawn).astype(dtype)
+        kept.append(np.where(rng.random(shape) < 0.5, rng.choice([low, high], shape), drawn).astype(dtype))
+        return memory.address_of(kept[-1])
 
     rom = np.array([round(2 ** (17 - j / 128)) for j in range(129)], dtype=np.int32)
-    a = np.zeros((channels, padded), dtype=np.int32)
-    a[:, :states] = ends(0, 255, (channels, states), np.int32)
-    arrays = (
-        ends(0, 255, (batch, tokens, channels), np.uint8),
-        ends(-128, 127, (batch, tokens, channels), np.int8),
-        ends(-128, 127, (batch, tokens, states), np.int8),
-        ends(-128, 127, (batch, tokens, states), np.int8),
-        a,
-        ends(0, 31, (channels,), np.int64),
-        rom,
-        ends(-(2**20), 2**20, (channels,), np.int32),
-        ends(lowest, 22, (channels,), np.int64),
-        ends(0, 4, (tokens,), np.int64),
-        ends(0, 12, (channels,), np.int64),
-        ends(0, 9, (tokens,), np.int64),
-    )
+    packed = exp2.packed_rom(rom)
+    assert packed is not None
+    a = np.zeros((room, padded), dtype=np.int32)
+    ends(0, 255, (channels, states), np.int32)
+    a[:channels, :states] = kept[-1]
+    most = scan.LARGEST_RIGHT - 4
+    inputs = [
+        *(ends(0, 255, (batch, tokens, channels), np.uint8), ends(-128, 127, (batch, tokens, channels), np.int8)),
+        *(ends(-128, 127, (batch, tokens, states), np.int8), ends(-128, 127, (batch, tokens, states), np.int8)),
+    ]
+    constants = [
+        *(memory.address_of(a), ends(0, 31, (room,), np.int64), memory.address_of(rom), memory.address_of(packed)),
+        *(ends(-(2**20), 2**20, (room,), np.int32), ends(lowest, most, (room,), np.int32)),
+        *(ends(0, 4, (tokens,), np.int64), ends(0, 12, (room,), np.int32), ends(0, 9, (tokens,), np.int64)),
+    ]
+    scratch = np.zeros(scan.BLOCK * (scan.TABLE + 256 * padded) * 4 + 65536, dtype=np.uint8)
     for m, bits in ((15, 16), (15, 8), (8, 16), (1, 8)):
-        numbers = (m, common.MODES[rounding], -(2 ** (bits - 1)), 2 ** (bits - 1) - 1, -128, 127)
-        traced = np.zeros((batch, tokens, channels), dtype=np.int8)
-        fast = np.ones((batch, tokens, channels), dtype=np.int8)
-        outputs = [np.zeros((0,) * (3 if port in ("dx", "y_acc") else 4), t) for port, t in scan.STORED.items()]
-        scan.scan_traced(*arrays, *numbers, *outputs, *[0] * len(outputs), 2, channels, traced)
-        table = np.empty(scan.BLOCK * 256 * padded, dtype=np.uint16)
-        for clamps in (0, 1)[lowest < -scan.HARMLESS_LEFT :]:
-            scan.scan_fast(*arrays[:4], a.reshape(-1), *arrays[5:], *numbers, clamps, table, 2, channels, fast)
-            assert np.array_equal(traced[:, :, 2:], fast[:, :, 2:])
-        assert (fast[:, :, :2] == 1).all()
+        ranges = (-(2 ** (bits - 1)), 2 ** (bits - 1) - 1, -128, 127)
+        found = []
+        for method in (scan.TRACED, *methods):
+            for clamps in (0, 1)[lowest < -scan.HARMLESS_LEFT :]:
+                y = np.ones((batch, tokens, channels), dtype=np.int8)
+                sizes = [batch, tokens, channels, states, method, clamps]
+                outputs = [memory.address_of(y), *[0] * 6]
+                numbers = [*inputs, *outputs, *sizes, *constants, m, mode, *ranges, 2, bits // 8, 1]
+                step = np.array([scan.Scan.code, *numbers], dtype=np.int64)
+                one = [np.array(n, dtype=np.int64) for n in ([0, len(step)], [0], [[0, 1, 0, channels]], [0, 1])]
+                counters = np.zeros(run.COUNTERS, dtype=np.int64)
+                run.run(step, *one, counters, memory.address_of(scratch) + -memory.address_of(scratch) % 64)
+                found.append(y)
+        assert not (found[0] == 1).all()
+        for y in found[1:]:
+            assert np.array_equal(found[0], y)
 
 
-def test_pair_products() -> None:
-    """PairDot against NumPy int64: odd sizes, unsigned inputs, shifts of both planes, sums that wrap on the way."""
+@numba.njit
+def sums_of(w: Array, x: int, rows: int, packed: int, tile: int, out: Array) -> None:
+    """All products of int8 rows at the address x, without bias, to int32 [rows, columns]."""
+    dot.pack_rows(w, x, rows, packed)
+    sums = memory.int32_at(tile, 4 * 64)
+    first = 0
+    while first < w[dot.VECTORS]:
+        done = 0
+        for r in range(0, rows, 4):
+            done = dot.products(w, packed + r * w[dot.DEPTH] * 4, first, tile)
+            for i in range(min(4, rows - r)):
+                for c in range(done * 16):
+                    out[r + i, first * 16 + c] = sums[i * done * 16 + c]
+        first += done
+
+
+@pytest.mark.parametrize("path", cpu.available())
+def test_products(path: str) -> None:
+    """Weights of each path against NumPy int64: odd sizes, extremes, groups, sums that wrap on the way."""
     rng = np.random.default_rng(7)
-    for rows, inputs, outputs in ((1, 1, 1), (5, 3, 33), (9, 64, 7), (4, 129, 64)):
-        weight = rng.integers(-128, 128, (outputs, inputs)).astype(np.int8)
-        bias = rng.integers(-(2**31), 2**31, outputs).astype(np.int32)
-        column_shift = rng.choice([0, 3, 8, 9, 15], inputs)
-        row_shift = rng.integers(0, 5, 3)
-        product = dot.make_dot(weight, bias, column_shift)
-        for x in (rng.integers(-128, 128, (rows, inputs)).astype(np.int8), np.full((rows, inputs), 255, np.uint8)):
-            acc = np.empty((-(-rows // 4) * 4, product.padded), dtype=np.int32)
-            product(x, row_shift, 2, acc)
-            sums = x.astype(np.int64) @ (weight.astype(np.int64).T << column_shift[:, None])
-            wanted = bias + (sums << row_shift[(2 + np.arange(rows)) % 3][:, None])
-            assert np.array_equal(acc[:rows, :outputs], wanted.astype(np.int32))
+    for rows, inputs, outputs in ((1, 1, 1), (5, 3, 33), (9, 64, 7), (4, 129, 64), (13, 200, 130)):
+        for shifts in ([0], [2], [0, 3, 8, 9, 15]):
+            weight = rng.choice([-128, -128, -1, 0, 5, 127], (outputs, inputs)).astype(np.int8)
+            x = rng.choice([-128, -128, 127, 1, 0], (rows, inputs)).astype(np.int8)
+            bias = rng.integers(-(2**31), 2**31, outputs).astype(np.int32)
+            column_shift = rng.choice(shifts, inputs)
+            columns = np.concatenate([rng.permutation(outputs), np.full(-outputs % 16, -1)])
+            w = dot.Weights(path, weight, bias, column_shift, columns)
+            numbers = np.array(w.arguments(), dtype=np.int64)
+            packed, tile = dot.aligned(16 * w.depth * 4 + inputs + 256), dot.aligned(4 * 64 * 4)
+            out = np.zeros((rows, len(columns)), dtype=np.int32)
+            sums_of(numbers, memory.address_of(x), rows, memory.address_of(packed), memory.address_of(tile), out)
+            wanted = bias + x.astype(np.int64) @ (weight.astype(np.int64).T << column_shift[:, None])
+            real = columns >= 0
+            assert np.array_equal((out + w.bias)[:, real], wanted.astype(np.int32)[:, columns[real]]), (inputs, shifts)
 
 
 # --- integers only ---
@@ -437,18 +550,18 @@ def llvm(dispatcher: Any, signature: Any) -> str:
 
 
 def test_no_float_instruction(program: Program) -> None:
+    """In `run`, the one function that is called from Python, whose library has all kernels in it."""
     Engine(program).run(images_for(program, 2), ["*"])
-    Engine(program).run(images_for(program, 2))
-    checked = 0
     for name, dispatcher in dispatchers().items():
         for signature in dispatcher.signatures:
             assert not re.search(r"float|complex", str(signature)), f"{name}{signature}"
-            text = llvm(dispatcher, signature)
-            body = text[text.index("define ") :]
-            assert re.search(r"= (add|sub|mul|ashr|shl|icmp)\b", body), f"{name}: the text has no instructions"
-            assert not FLOAT.search(text), f"{name}{signature}: {FLOAT.search(text)}"
-            checked += 1
-    assert checked >= 12
+    (signature,) = run.run.signatures
+    text = llvm(run.run, signature)
+    body = text[text.index("define ") :]
+    for name in ("add", "mul", "ashr", "shl", "icmp", "atomicrmw"):
+        assert re.search(rf"= {name}\b", body), f"the text has no {name}"
+    assert body.count("<16 x i32>") > 1000
+    assert not FLOAT.search(text), FLOAT.search(text)
 
 
 @pytest.mark.parametrize(
@@ -479,7 +592,7 @@ def arrays_of(value: Any, seen: set[int]) -> list[Array]:
 
 def test_no_float_array(program: Program) -> None:
     engine = Engine(program)
-    bound = [a for step in engine._steps for a in arrays_of(step.kernel, set())]
+    bound = [a for kernel in engine._kernels for a in arrays_of(kernel, set())]
     assert len(bound) > 100
     results = engine.run(images_for(program, 2), ["*"])
     for array in (*bound, *program.arrays.values(), *results.values()):
@@ -493,16 +606,16 @@ def test_import_compiles_nothing() -> None:
     code = (
         "import sys, intsim.engine\n"
         "assert 'torch' not in sys.modules\n"
-        "from intsim.kernels import common, dot, scan\n"
-        "assert not any(f.signatures for f in (common.round_shift, dot.pair_products, scan.scan_fast))\n"
+        "from intsim.kernels import common, run, scan\n"
+        "assert not any(f.signatures for f in (common.round_shift, run.run, scan.scan_avx512))\n"
     )
     subprocess.run([sys.executable, "-c", code], check=True, timeout=120)
 
 
 def test_cache_key_has_every_source(monkeypatch: pytest.MonkeyPatch) -> None:
     """A kernel that calls a changed function of another file is compiled anew."""
-    cache = scan.scan_fast._cache
-    codegen = next(iter(scan.scan_fast.overloads.values())).library.codegen if scan.scan_fast.overloads else None
+    cache = run.run._cache
+    codegen = next(iter(run.run.overloads.values())).library.codegen if run.run.overloads else None
     if codegen is None:
         pytest.skip("nothing compiled yet")
     before = cache._index_key("signature", codegen)

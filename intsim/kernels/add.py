@@ -3,35 +3,37 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
-
 from intsim.arithmetic import limits
-from intsim.kernels.base import Array, Kernel, Workers
-from intsim.kernels.common import kernel, saturate
+from intsim.kernels.base import In, Kernel, Out
+from intsim.kernels.common import kernel
+from intsim.kernels.insert_token import insert_row
+from intsim.kernels.memory import int8_at, int16_at
 from intsim.program import Operator, Program
 
 
 class Add(Kernel):
     """Inputs x, y [L, D]; `out` [L, D]."""
 
+    code = 3
+    aligned = ("x", "y")
+
     def __init__(self, program: Program, op: Operator):
         super().__init__(program, op)
         out = self.tensor("out")
-        self.low, self.high = limits(out.bits, out.signed)
-
-    def run(self, workers: Workers, inputs: Mapping[str, Array], wanted: Collection[str]) -> dict[str, Array]:
-        x, y = inputs["x"].reshape(-1), inputs["y"].reshape(-1)
-        out = self.empty("out", inputs["x"].shape[0])
-
-        def part(start: int, stop: int) -> None:
-            add(x[start:stop], y[start:stop], self.low, self.high, out.reshape(-1)[start:stop])
-
-        workers.split(x.size, x.size // 4, part)
-        return {"out": out}
+        self.tokens, width = out.shape
+        self.numbers = [
+            *(In("x"), In("y"), Out("out"), out.dtype.itemsize, width, *limits(out.bits, out.signed)),
+        ]
+        self.row_cost = width // 8
 
 
 @kernel
-def add(x, y, low, high, out):
-    """out = x + y, saturated.  All [n], at most 16 bits."""
-    for i in range(out.shape[0]):
-        out[i] = saturate(x[i] + y[i], low, high)
+def add(a, start, stop):
+    """Rows start .. stop - 1 of all images.  a: Add.arguments()."""
+    x, y, out, size, width, low, high = a[:7]
+    n = (stop - start) * width
+    at = start * width * size
+    if size == 1:
+        insert_row(int8_at(x + at, n), int8_at(y + at, n), low, high, size, out + at)
+    else:
+        insert_row(int16_at(x + at, n), int16_at(y + at, n), low, high, size, out + at)

@@ -3,48 +3,122 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 import numpy as np
 
-from intsim.kernels.base import AccumulatorKernel, Array, Requantize, rows_of
+from intsim.kernels import vector as v
+from intsim.kernels.base import In, Kernel, Out, pad
 from intsim.kernels.common import kernel
+from intsim.kernels.memory import address_in, int8_at, int32_at
+from intsim.kernels.requantize import Requantize, half_lanes, requantize_lanes, store_lanes
 from intsim.program import Operator, Program
 
+BYTES = 64  # channels in a block
 
-class Conv1d(AccumulatorKernel):
+
+class Conv1d(Kernel):
     """Input x [L, E] in token order; `acc` int32 [L, E], `out` [L, E] in processing order."""
+
+    code = 6
 
     def __init__(self, program: Program, op: Operator):
         super().__init__(program, op)
-        weight = self.constant("weight", np.int32)
-        self.weight = np.ascontiguousarray(weight.T)
-        self.bias = self.constant("bias", np.int32)
-        self.reverse = int(op.attributes["reverse"])
+        weight = self.constant("weight", np.int8)
         self.tokens, self.width = self.tensor("out").shape
-        self.padded = self.width
-        self.cost = self.width * (1 + len(self.weight)) // 2
         step = Requantize(self.tensor("out"), self.constant("shift", np.int64), self.row_shift("out"), self.mode)
-        self.outputs = {"out": (0, step)}
+        taps = weight.shape[1]
+        padded = np.zeros((taps, len(step.shift)), dtype=np.int8)
+        padded[:, : self.width] = weight.T
+        bias = pad(self.constant("bias", np.int32), v.LANES)
+        fast = self.path == "avx512vnni" and self.mode <= 1 and step.narrow and taps <= 4
+        whole = self.width // BYTES * BYTES if fast else 0  # channels in blocks of BYTES; the rest goes 16 at a time
+        # In a block lane 4q + i of vector k holds the channel 16q + 4k + i, a byte of it for each tap.
+        order = np.arange(BYTES).reshape(4, 4, 4).transpose(1, 0, 2).reshape(-1)
+        order = (np.arange(0, whole, BYTES)[:, None] + order).reshape(-1)
+        pieces = np.zeros((whole, 4), dtype=np.int8)
+        pieces[:, 4 - min(taps, 4) :] = weight[order, max(taps - 4, 0) :]
+        half = np.where(step.shift > 0, np.int64(1) << np.maximum(step.shift.astype(np.int64) - 1, 0), 0) * self.mode
+        rounded = (bias + half)[order] - 128 * pieces.astype(np.int64).sum(axis=1)  # the inputs are x + 128
+        self.numbers = [
+            *(In("x"), Out("acc"), Out("out"), self.tokens, self.width, int(op.attributes["reverse"]), taps),
+            *(self.keep(padded), self.keep(bias), self.keep(step.shift)),
+            *(self.mode, step.low, step.high, step.narrow, whole, self.keep(pieces.reshape(-1))),
+            *(self.keep(rounded.astype(np.int32)), self.keep(step.shift[order])),
+        ]
+        self.row_cost = self.width // (32 if fast else 2)
 
-    def accumulate(self, inputs: Mapping[str, Array], first: int, rows: int, acc: Array) -> None:
-        convolve(rows_of(inputs["x"]), self.weight, self.bias, self.tokens, self.reverse, first, rows, acc)
+    def inner(self) -> tuple[str, ...]:
+        return ("acc",)
 
 
 @kernel
-def convolve(x, weight, bias, tokens, reverse, first, rows, acc):
-    """acc int32 [rows, E] for the rows first .. of x [batch * L, E]; weight int32 [J, E]; bias int32 [E]."""
-    taps = weight.shape[0]
-    for r in range(rows):
-        t = (first + r) % tokens
-        start = first + r - t  # the image's first row
-        target = acc[r]
-        for c in range(target.shape[0]):
-            target[c] = bias[c]
-        for j in range(taps):
-            s = t - (taps - 1) + j
-            if s >= 0:
-                source = x[start + (tokens - 1 - s if reverse else s)]
-                w = weight[j]
-                for c in range(target.shape[0]):
-                    target[c] = np.int32(target[c] + np.int32(w[c] * np.int32(source[c])))
+def conv1d(a, start, stop):
+    """Rows start .. stop - 1 of all images.  a: Conv1d.arguments()."""
+    x, acc_out, out, tokens, width, reverse, taps, weight_at, bias_at, shift_at, mode, low, high, narrow = a[:14]
+    whole = 0
+    if not acc_out:
+        whole = a[14]
+        convolve_bytes(a, start, stop)
+    padded = (width + 15) // 16 * 16
+    weight = int8_at(weight_at, taps * padded)
+    bias, shift = int32_at(bias_at, padded), int32_at(shift_at, padded)
+    edge = np.zeros(16, dtype=np.int8)
+    for c in range(whole, padded, 16):
+        lanes = min(16, width - c)
+        s = v.load_int32(shift, c)
+        half = half_lanes(v.maximum(s, v.splat(np.int32(0))), mode)
+        first = v.load_int32(bias, c)
+        for r in range(start, stop):
+            image, t = divmod(r, tokens)
+            acc = first
+            for j in range(max(0, taps - 1 - t), taps):
+                token = t - (taps - 1) + j
+                if reverse:
+                    token = tokens - 1 - token
+                row = int8_at(x + (image * tokens + token) * width, width)
+                if lanes == 16:
+                    source = v.load_int8(row, c)
+                else:
+                    for i in range(lanes):
+                        edge[i] = row[c + i]
+                    source = v.load_int8(edge, 0)
+                acc = v.add(acc, v.mul(v.load_int8(weight, j * padded + c), source))
+            place = r * width + c
+            if acc_out:
+                store_lanes(acc_out + 4 * place, 4, lanes, acc)
+            if out:
+                store_lanes(out + place, 1, lanes, requantize_lanes(acc, s, half, mode, low, high, narrow))
+
+
+@kernel
+def convolve_bytes(a, start, stop):
+    """The same for the channels in whole blocks of BYTES and at most 4 taps, with byte products (vector.py)."""
+    x, out, tokens, width, reverse, low, high = a[0], a[2], a[3], a[4], a[5], a[11], a[12]
+    whole, weight_at, bias_at, shift_at = a[14:18]
+    weight, bias, shift = int8_at(weight_at, whole * 4), int32_at(bias_at, whole), int32_at(shift_at, whole)
+    nothing = np.zeros(BYTES, dtype=np.int8)
+    flip = v.splat(np.int32(-2139062144))  # 0x80 in each byte
+    for c in range(0, whole, BYTES):
+        w0, w1 = v.load_bytes(weight, 4 * c), v.load_bytes(weight, 4 * c + 64)
+        w2, w3 = v.load_bytes(weight, 4 * c + 128), v.load_bytes(weight, 4 * c + 192)
+        b0, b1 = v.load_int32(bias, c), v.load_int32(bias, c + 16)
+        b2, b3 = v.load_int32(bias, c + 32), v.load_int32(bias, c + 48)
+        s0, s1 = v.load_int32(shift, c), v.load_int32(shift, c + 16)
+        s2, s3 = v.load_int32(shift, c + 32), v.load_int32(shift, c + 48)
+        for r in range(start, stop):
+            t = r % tokens
+            newest = x + (r - t + (tokens - 1 - t if reverse else t)) * width + c
+            step = -width if reverse else width
+            none = address_in(nothing, 0)
+            x0 = v.load_bytes(int8_at(newest - 3 * step if t >= 3 else none, BYTES), 0)
+            x1 = v.load_bytes(int8_at(newest - 2 * step if t >= 2 else none, BYTES), 0)
+            x2 = v.load_bytes(int8_at(newest - step if t >= 1 else none, BYTES), 0)
+            x3 = v.load_bytes(int8_at(newest, BYTES), 0)
+            x0, x1, x2, x3 = v.bit_xor(x0, flip), v.bit_xor(x1, flip), v.bit_xor(x2, flip), v.bit_xor(x3, flip)
+            low_01, high_01 = v.unpack_low_bytes(x0, x1), v.unpack_high_bytes(x0, x1)
+            low_23, high_23 = v.unpack_low_bytes(x2, x3), v.unpack_high_bytes(x2, x3)
+            y0 = v.shift_right(v.add_byte_products(b0, v.unpack_low_words(low_01, low_23), w0), s0)
+            y1 = v.shift_right(v.add_byte_products(b1, v.unpack_high_words(low_01, low_23), w1), s1)
+            y2 = v.shift_right(v.add_byte_products(b2, v.unpack_low_words(high_01, high_23), w2), s2)
+            y3 = v.shift_right(v.add_byte_products(b3, v.unpack_high_words(high_01, high_23), w3), s3)
+            y = v.clamp_bytes(v.pack_bytes(v.pack_words(y0, y1), v.pack_words(y2, y3)), low, high)
+            v.store_bytes(int8_at(out + r * width + c, BYTES), 0, y)

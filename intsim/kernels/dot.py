@@ -1,138 +1,379 @@
-# mypy: allow-untyped-defs
+# mypy: allow-untyped-defs, allow-untyped-calls, allow-untyped-decorators
 """Integer matrix products for `linear` and `patch_embed`: acc = bias + sum of groups (SPEC 5.1, 5.4).
 
-A `Dot` is one way to compute them; `make_dot` chooses.  A faster one (say, with 8-bit VNNI instructions) is one more
-class here with the same three members, and must give the same integers.
+Weights are packed once, [outputs / 16][depth][16 outputs][32 bits] on 64-byte boundaries; 32 bits are four 8-bit or
+two 16-bit weights, and a row of inputs is packed to 32-bit pieces alike.  A tile of 4 rows by up to 64 outputs is
+summed in registers:
+
+* 8 bits (VPDPBUSD): the instruction multiplies unsigned by signed, so the inputs are x + 128, and 128 times the sum of
+  an output's weights is subtracted beforehand.
+* 16 bits (VPMADDWD, and portable): as they are.
+
+Channels are sorted by their group's shift, the largest first, each group padded to whole pieces.  Between two groups
+the sums so far are shifted by the difference (Horner's rule), after the last by its shift.  Sums wrap at 32 bits and
+may be formed in any order, because the final value fits 32 bits (SPEC 7).
 """
 
 from __future__ import annotations
 
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
+from llvmlite import ir
+from numba import types
+from numba.core import cgutils
+from numba.extending import intrinsic as numba_intrinsic
 
-from intsim.kernels import vector as v
+from intsim.kernels import cpu
 from intsim.kernels.common import kernel
+from intsim.kernels.memory import address_of, int8_at, int16_at, int32_at
+from intsim.kernels.vector import I1, I8X64, I16, I16X32, I32, I32X16, I64, call, clamp_pieces, splat_value
+from intsim.program import Array
 
-Array = NDArray[Any]
+intrinsic: Any = numba_intrinsic
 
-LARGEST = 8  # an 8-bit weight shifted left by this still fits 16 bits
-
-
-class Dot(Protocol):
-    """Products with fixed weights."""
-
-    padded: int  # columns that `acc` must have, at least the number of outputs
-
-    def __call__(self, x: Array, row_shift: Array, first: int, acc: Array) -> None:
-        """acc[r, o] = bias[o] + ((sum_c x[r, c] * (weight[o, c] << column_shift[c])) << row_shift[(first + r) mod L]).
-
-        x [rows, K] int8 or uint8, contiguous; row_shift int64 [L]; acc int32 [rows or more, padded], with a multiple
-        of 4 rows; what it holds beyond the rows of x and the outputs is undefined.
-        """
-        ...
+ROWS = 4  # of a tile
+WIDEST = 4  # vectors of 16 outputs in a tile
+EIGHT_BITS = ("avx512vnni", "avxvnni")
 
 
-def make_dot(weight: Array, bias: Array, column_shift: Array) -> Dot:
-    """The fastest implementation.  weight [O, K], 8 bits; bias [O], 32 bits; column_shift [K], 0 .. 15."""
-    return PairDot(weight, bias, column_shift)
+class Weights:
+    """Weights packed for one path.
 
-
-class PairDot:
-    """Works on pairs of 16-bit integers, for any CPU.
-
-    The groups' shifts are multiplied into the weights: (x * w) << s = x * (w << s).  That is 16 bits for s <= 8; the
-    channels with a larger shift go to a second plane, whose sum is shifted by 8 once more.  Sums wrap at 32 bits and
-    may be formed in any order, because the final value fits 32 bits (SPEC 7).
-
-    A plane is packed [outputs / 16][K / 2][16][2]: one vector holds a pair of inputs' weights for 16 outputs.
+    weight [O, K], 8 bits; bias [O], 32 bits; column_shift [K], 0 .. 15; columns [padded]: the output in each column of
+    the packed weights, -1 for none.
     """
 
-    def __init__(self, weight: Array, bias: Array, column_shift: Array):
-        outputs, inputs = weight.shape
-        self.pairs = -(-inputs // 2)
-        self.padded = -(-outputs // 32) * 32
-        self.bias = np.zeros(self.padded, dtype=np.int32)
-        self.bias[:outputs] = bias
-        self.planes: list[tuple[int, Array]] = []
-        for plane, shift in enumerate((0, LARGEST)):
-            chosen = (column_shift > LARGEST) == bool(plane)
-            if plane and not chosen.any():
-                continue
-            shifted = np.where(chosen, weight.astype(np.int64) << np.maximum(column_shift - shift, 0), 0)
-            whole = np.zeros((self.padded, self.pairs * 2), dtype=np.int16)
-            whole[:outputs, :inputs] = shifted
-            packed = whole.reshape(self.padded // 16, 16, self.pairs, 2).transpose(0, 2, 1, 3)
-            self.planes.append((shift, np.ascontiguousarray(packed).reshape(-1)))
+    def __init__(self, path: str, weight: Array, bias: Array, column_shift: Array, columns: Array):
+        self.path = cpu.PATHS.index(path)
+        self.eight_bits = path in EIGHT_BITS
+        pieces = 4 if self.eight_bits else 2
+        order: list[int] = []  # position in a packed row -> input, -1 for padding
+        ends: list[tuple[int, int]] = []  # of each group: pieces so far, shift of the sums after it
+        levels = sorted({int(s) for s in column_shift}, reverse=True)
+        for level, following in zip(levels, [*levels[1:], 0], strict=True):
+            order += np.flatnonzero(column_shift == level).tolist()
+            order += [-1] * (-len(order) % pieces)
+            ends.append((len(order) // pieces, level - following))
+        self.inputs = weight.shape[1]
+        self.depth = len(order) // pieces
+        self.order = np.array(order, dtype=np.int32)
+        self.permuted = int(len(levels) > 1)
+        self.ends = np.array(ends, dtype=np.int64)
+        self.columns = len(columns)
+        bits = np.int8 if self.eight_bits else np.int16
+        whole = np.zeros((self.columns, len(order)), dtype=bits)
+        real_rows, real_columns = columns >= 0, self.order >= 0
+        whole[np.ix_(real_rows, real_columns)] = weight[np.ix_(columns[real_rows], self.order[real_columns])]
+        packed = whole.reshape(self.columns // 16, 16, self.depth, pieces).transpose(0, 2, 1, 3)
+        self.packed = aligned(packed.size * packed.itemsize).view(bits)
+        self.packed[:] = packed.reshape(-1)
+        self.bias = np.zeros(self.columns, dtype=np.int32)
+        self.bias[real_rows] = bias[columns[real_rows]]
+        self.start = np.zeros(self.columns, dtype=np.int32)  # the sums' first values
+        if self.eight_bits:
+            if len(levels) == 1:
+                correction = weight.astype(np.int64).sum(axis=1)
+            else:
+                correction = weight.astype(np.int64) @ (np.int64(1) << column_shift.astype(np.int64))
+            # more groups than one: no token is shifted, so the correction may join the bias
+            target = self.start if len(levels) == 1 else self.bias
+            target[real_rows] = (target[real_rows] - 128 * correction[columns[real_rows]]).astype(np.int32)
 
-    def __call__(self, x: Array, row_shift: Array, first: int, acc: Array) -> None:
-        rows = -(-x.shape[0] // 4) * 4
-        wide = np.empty(rows * self.pairs * 2, dtype=np.int16)
-        widen(x, self.pairs * 2, wide)
-        flat = acc.reshape(-1)
-        for i, (shift, packed) in enumerate(self.planes):
-            pair_products(wide, packed, self.bias, row_shift, first, shift, int(i > 0), rows, self.pairs * 2, flat)
+        # for permute_row: the place of each packed byte in its pair of 64 bytes, and the bytes that each pair gives
+        blocks = -(-len(order) // 64)
+        self.pairs = -(-self.inputs // 128)
+        self.vectorised = int(path == "avx512vnni" and bool(self.permuted) and cpu.has_byte_permutation())
+        whole_order = np.full(blocks * 64, -1, dtype=np.int64)
+        whole_order[: len(order)] = self.order
+        self.bytes_order = (whole_order & 127).astype(np.uint8)
+        from_pair = (whole_order.reshape(blocks, 1, 64) >> 7) == np.arange(self.pairs)[:, None]
+        self.masks = np.packbits(from_pair, axis=2, bitorder="little").reshape(-1).view(np.int64)
+
+    def arguments(self) -> list[int]:
+        """For `pack_rows` and `products`, in the order of the names below."""
+        return [
+            self.path,
+            int(not self.eight_bits),
+            self.inputs,
+            self.depth,
+            address_of(self.order) if self.permuted or len(self.order) < self.inputs else 0,
+            address_of(self.packed),
+            address_of(self.start),
+            address_of(self.ends),
+            len(self.ends),
+            self.columns // 16,
+            address_of(self.bias),
+            address_of(self.bytes_order) if self.vectorised else 0,
+            address_of(self.masks),
+        ]
+
+
+PATH, WIDE, INPUTS, DEPTH, ORDER, PACKED, START, ENDS, GROUPS, VECTORS, BIAS, BYTES_ORDER, MASKS = range(13)
+ARGUMENTS = 13
+
+
+def aligned(size: int) -> Array:
+    """A new int8 array on a 64-byte boundary."""
+    raw = np.zeros(size + 64, dtype=np.int8)
+    at = -address_of(raw) % 64
+    return raw[at : at + size]
 
 
 @kernel
-def widen(x, stride, out):
-    """out[r * stride + c] = x[r, c] as int16, then zeros up to the stride.  x [rows, K], 8 bits."""
-    rows, columns = x.shape
-    for r in range(rows):
-        source = x[r]
-        target = out[r * stride : (r + 1) * stride]
-        for c in range(columns):
-            target[c] = source[c]
-        for c in range(columns, stride):
-            target[c] = 0
+def rows_of(rows):
+    """Rows that are packed: whole tiles."""
+    return (rows + ROWS - 1) // ROWS * ROWS
 
 
 @kernel
-def pair_products(x, packed, bias, row_shift, first, shift, more, rows, depth, flat):
-    """One plane of PairDot: 4 rows by 32 outputs at a time.
+def pack_rows(w, x, rows, out):
+    """Packs `rows` rows of int8 inputs at the address x, and some up to a multiple of ROWS, to the address `out`.
 
-    x int16 [rows * depth]; packed int16; bias int32 [padded]; row_shift int64 [L]; flat: the accumulators, int32
-    [rows or more, padded] as one axis.  more: adds to them instead of to the bias.
+    w: Weights.arguments().  Behind the packed rows it needs 128 bytes more than the inputs for itself.
     """
-    padded = bias.shape[0]
-    period = row_shift.shape[0]
-    zero = v.splat(np.int32(0))
-    for o in range(0, padded, 32):
-        w0 = o * depth
-        w1 = w0 + 16 * depth
-        for r in range(0, rows, 4):
-            a0, a1, a2, a3 = zero, zero, zero, zero
-            b0, b1, b2, b3 = zero, zero, zero, zero
-            x0 = r * depth
-            x1 = x0 + depth
-            x2 = x1 + depth
-            x3 = x2 + depth
-            for k in range(0, depth, 2):
-                wa = w0 + k * 16
-                wb = w1 + k * 16
-                a0 = v.add_pair_products(a0, packed, wa, x, x0 + k)
-                b0 = v.add_pair_products(b0, packed, wb, x, x0 + k)
-                a1 = v.add_pair_products(a1, packed, wa, x, x1 + k)
-                b1 = v.add_pair_products(b1, packed, wb, x, x1 + k)
-                a2 = v.add_pair_products(a2, packed, wa, x, x2 + k)
-                b2 = v.add_pair_products(b2, packed, wb, x, x2 + k)
-                a3 = v.add_pair_products(a3, packed, wa, x, x3 + k)
-                b3 = v.add_pair_products(b3, packed, wb, x, x3 + k)
-            for i in range(4):
-                if i == 0:
-                    a, b = a0, b0
-                elif i == 1:
-                    a, b = a1, b1
-                elif i == 2:
-                    a, b = a2, b2
-                else:
-                    a, b = a3, b3
-                left = v.splat(np.int32(row_shift[(first + r + i) % period] + shift))
-                at = (r + i) * padded + o
-                if more:
-                    v.store_int32(flat, at, v.add(v.load_int32(flat, at), v.shl(a, left)))
-                    v.store_int32(flat, at + 16, v.add(v.load_int32(flat, at + 16), v.shl(b, left)))
-                else:
-                    v.store_int32(flat, at, v.add(v.load_int32(bias, o), v.shl(a, left)))
-                    v.store_int32(flat, at + 16, v.add(v.load_int32(bias, o + 16), v.shl(b, left)))
+    inputs, depth, order = w[INPUTS], w[DEPTH], w[ORDER]
+    for r in range(rows_of(rows)):
+        source = int8_at(x + min(r, rows - 1) * inputs, inputs)
+        if w[WIDE]:
+            words = int16_at(out + r * depth * 4, depth * 2)
+            if order:
+                at = int32_at(order, depth * 2)
+                for k in range(depth * 2):
+                    words[k] = source[max(at[k], 0)]
+            else:
+                for k in range(inputs):
+                    words[k] = source[k]
+                for k in range(inputs, depth * 2):
+                    words[k] = 0
+        else:
+            octets = int8_at(out + r * depth * 4, depth * 4)
+            if w[BYTES_ORDER]:
+                # in the room behind the last row, whole pairs for reading, and whole blocks of each row for writing
+                row = out + rows_of(rows) * depth * 4 + 64
+                copy = int8_at(row, inputs)
+                for k in range(inputs):
+                    copy[k] = source[k]
+                blocks = (depth + 15) // 16
+                permute_row(row, (inputs + 127) // 128, w[BYTES_ORDER], w[MASKS], blocks, out + r * depth * 4)
+            elif order:
+                at = int32_at(order, depth * 4)
+                for k in range(depth * 4):
+                    octets[k] = source[max(at[k], 0)] ^ np.int8(-128)
+            else:
+                for k in range(inputs):
+                    octets[k] = source[k] ^ np.int8(-128)
+                for k in range(inputs, depth * 4):
+                    octets[k] = 0
+
+
+def _multiply_add(builder: Any, path: str, acc: Any, x: Any, w: Any) -> Any:
+    """acc + the products of x, one 32-bit piece, and w, a piece for each lane of acc."""
+    lanes = acc.type.count
+    vector = ir.VectorType(I32, lanes)
+    halves = ir.VectorType(I16, 2 * lanes)
+    spread = splat_value(builder, x, vector)
+    if path in EIGHT_BITS:
+        return call(builder, f"llvm.x86.avx512.vpdpbusd.{32 * lanes}", vector, acc, spread, w)
+    if path == "avx2":
+        both = [builder.bitcast(value, halves) for value in (w, spread)]
+        return builder.add(acc, call(builder, "llvm.x86.avx2.pmadd.wd", vector, *both))
+    wide = ir.VectorType(I32, 2 * lanes)
+    products = builder.mul(*(builder.sext(builder.bitcast(value, halves), wide) for value in (w, spread)))
+    even, odd = (
+        builder.shuffle_vector(products, products, ir.Constant(vector, list(range(start, 2 * lanes, 2))))
+        for start in (0, 1)
+    )
+    return builder.add(acc, builder.add(even, odd))
+
+
+def _sums(builder: Any, path: str, vectors: int, args: list[Any]) -> dict[tuple[int, int, int], Any]:
+    """Emits the sums of a tile of ROWS rows by 16 * vectors outputs; (row, vector, half) -> pointer to a sum.
+
+    args: addresses of the packed rows and weights, bytes from vector to vector of the weights, depth, address and
+    number of the groups' ends, address of the sums' first values.
+    """
+    lanes = 8 if path in ("avxvnni", "avx2") else 16
+    vector = ir.VectorType(I32, lanes)
+    parts = [(q, half) for q in range(vectors) for half in range(16 // lanes)]
+    x, w, w_stride, depth, ends, groups, start = args
+    sums = {}
+    for q, half in parts:
+        first = builder.load(_at(builder, start, 64 * q + 32 * half, vector), align=4)
+        for r in range(ROWS):
+            sums[r, q, half] = cgutils.alloca_once_value(builder, first)
+    columns = [builder.add(w, builder.mul(w_stride, ir.Constant(I64, q))) for q in range(vectors)]
+    rows = [builder.add(x, builder.mul(depth, ir.Constant(I64, 4 * r))) for r in range(ROWS)]
+    done = cgutils.alloca_once_value(builder, ir.Constant(I64, 0))
+    with cgutils.for_range(builder, groups) as loop:
+        entry = builder.add(ends, builder.mul(loop.index, ir.Constant(I64, 16)))
+        end = builder.load(_at(builder, entry, 0, I64), align=8)
+        shift = builder.load(_at(builder, entry, 8, I64), align=8)
+        with cgutils.for_range(builder, end, start=builder.load(done), intp=I64) as inner:
+            offset, piece = (builder.mul(inner.index, ir.Constant(I64, size)) for size in (64, 4))
+            weights = {
+                (q, half): builder.load(_at(builder, builder.add(columns[q], offset), 32 * half, vector), align=32)
+                for q, half in parts
+            }
+            for r in range(ROWS):
+                value = builder.load(_at(builder, builder.add(rows[r], piece), 0, I32), align=4)
+                for part in parts:
+                    total = sums[(r, *part)]
+                    builder.store(_multiply_add(builder, path, builder.load(total), value, weights[part]), total)
+        builder.store(end, done)
+        with builder.if_then(builder.icmp_signed("!=", shift, ir.Constant(I64, 0))):
+            count = splat_value(builder, builder.trunc(shift, I32), vector)
+            for total in sums.values():
+                builder.store(builder.shl(builder.load(total), count), total)
+    return sums
+
+
+def _at(builder: Any, address: Any, offset: int, kind: Any) -> Any:
+    return builder.inttoptr(builder.add(address, ir.Constant(I64, offset)), kind.as_pointer())
+
+
+def _tile(path: str, vectors: int) -> Any:
+    @intrinsic
+    def tile(
+        typing: Any, x: Any, w: Any, w_stride: Any, depth: Any, ends: Any, groups: Any, start: Any, out: Any
+    ) -> Any:  # fmt: skip
+        """Sums to the address `out`, int32 [ROWS, 16 * vectors]."""
+
+        def generate(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+            if path in cpu.available():
+                *given, out = args
+                for (r, q, half), total in _sums(builder, path, vectors, given).items():
+                    value = builder.load(total)
+                    builder.store(value, _at(builder, out, 64 * (r * vectors + q) + 32 * half, value.type), align=4)
+            return context.get_dummy_value()
+
+        return types.void(*[types.int64] * 8), generate
+
+    return tile
+
+
+@intrinsic
+def finished_tile(
+    typing: Any, x: Any, w: Any, w_stride: Any, depth: Any, ends: Any, groups: Any, start: Any, lefts: Any, bias: Any,
+    shift: Any, low: Any, high: Any, size: Any, rows: Any, out: Any, out_stride: Any,
+) -> Any:  # fmt: skip
+    """A tile of 64 outputs, requantized without leaving the registers: `rows` rows to the address `out`.
+
+    lefts: address of int64 [ROWS], a left shift for each row; bias, with the rounding constant, and shift: addresses
+    of int32 [64]; size: bytes of an output, 1 or 2; out_stride: bytes from row to row.
+    """
+
+    def generate(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        if "avx512vnni" not in cpu.available():
+            return context.get_dummy_value()
+        sums = _sums(builder, "avx512vnni", WIDEST, args[:7])
+        lefts, bias, shift, low, high, size, rows, out, out_stride = args[7:]
+        wide = ir.VectorType(I64, 8)
+        for r in range(ROWS):
+            with builder.if_then(builder.icmp_signed("<", ir.Constant(I64, r), rows)):
+                left = builder.trunc(builder.load(_at(builder, lefts, 8 * r, I64), align=8), I32)
+                left = splat_value(builder, left)
+                values = []
+                for q in range(WIDEST):
+                    value = builder.shl(builder.load(sums[r, q, 0]), left)
+                    value = builder.add(value, builder.load(_at(builder, bias, 64 * q, I32X16), align=4))
+                    count = builder.load(_at(builder, shift, 64 * q, I32X16), align=4)
+                    values.append(call(builder, "llvm.x86.avx512.psrav.d.512", I32X16, value, count))
+                words = [
+                    call(builder, "llvm.x86.avx512.packssdw.512", I16X32, a, b) for a, b in (values[:2], values[2:])
+                ]
+                target = builder.add(out, builder.mul(out_stride, ir.Constant(I64, r)))
+                with builder.if_else(builder.icmp_signed("==", size, ir.Constant(I64, 1))) as (bytes_, pairs):
+                    with bytes_:
+                        packed = call(builder, "llvm.x86.avx512.packsswb.512", I8X64, *words)
+                        order = ir.Constant(I32X16, [i % 4 * 4 + i // 4 for i in range(16)])
+                        packed = builder.bitcast(packed, I32X16)
+                        packed = builder.shuffle_vector(packed, packed, order)
+                        packed = clamp_pieces(builder, 8, packed, low, high)
+                        builder.store(packed, _at(builder, target, 0, I32X16), align=1)
+                    with pairs:
+                        for i, word in enumerate(words):
+                            order = ir.Constant(ir.VectorType(I32, 8), [i % 4 * 2 + i // 4 for i in range(8)])
+                            word = builder.bitcast(word, wide)
+                            word = builder.shuffle_vector(word, word, order)
+                            word = clamp_pieces(builder, 16, word, low, high)
+                            builder.store(word, _at(builder, target, 64 * i, I32X16), align=1)
+        return context.get_dummy_value()
+
+    return types.void(*[types.int64] * 16), generate
+
+
+@intrinsic
+def permute_row(typing: Any, x: Any, pairs: Any, order: Any, masks: Any, blocks: Any, out: Any) -> Any:
+    """out[i] = x[order[i]] ^ 0x80 for blocks of 64 bytes; x: address of pairs * 128 bytes.
+
+    order: address of uint8 [blocks, 64], places in a pair of 64 bytes; masks: address of int64 [blocks, pairs], the
+    bytes that come from each pair.  Needs AVX-512 VBMI.
+    """
+
+    def generate(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        if not cpu.has_byte_permutation():
+            return context.get_dummy_value()
+        x, pairs, order, masks, blocks, out = args
+        found = cgutils.alloca_once_value(builder, ir.Constant(I8X64, None))
+        with cgutils.for_range(builder, blocks, intp=I64) as loop:
+            at = builder.mul(loop.index, ir.Constant(I64, 64))
+            index = builder.load(_at(builder, builder.add(order, at), 0, I8X64), align=1)
+            builder.store(ir.Constant(I8X64, None), found)
+            with cgutils.for_range(builder, pairs, intp=I64) as inner:
+                entry = builder.add(builder.mul(loop.index, pairs), inner.index)
+                entry = builder.add(masks, builder.mul(entry, ir.Constant(I64, 8)))
+                mask = builder.load(_at(builder, entry, 0, I64), align=8)
+                source = builder.add(x, builder.mul(inner.index, ir.Constant(I64, 128)))
+                low, high = (builder.load(_at(builder, source, 64 * i, I8X64), align=1) for i in (0, 1))
+                moved = call(builder, "llvm.x86.avx512.vpermi2var.qi.512", I8X64, low, index, high)
+                lanes = builder.bitcast(mask, ir.VectorType(I1, 64))
+                builder.store(builder.select(lanes, moved, builder.load(found)), found)
+            flipped = builder.xor(builder.load(found), ir.Constant(I8X64, [-128] * 64))
+            builder.store(flipped, _at(builder, builder.add(out, at), 0, I8X64), align=1)
+        return context.get_dummy_value()
+
+    return types.void(*[types.int64] * 6), generate
+
+
+zmm_1, zmm_2, zmm_3, zmm_4 = (_tile("avx512vnni", n) for n in (1, 2, 3, 4))
+ymm_1 = _tile("avxvnni", 1)
+pairs_1 = _tile("avx2", 1)
+plain_2, plain_1 = _tile("plain", 2), _tile("plain", 1)
+
+
+@kernel
+def products(w, x, first, out):
+    """Sums of ROWS packed rows at the address x with the vectors first .. of the weights, to the address `out`.
+
+    Returns the number of vectors done: out is int32 [ROWS, 16 * number].
+    """
+    path, depth = w[PATH], w[DEPTH]
+    left = w[VECTORS] - first
+    stride = depth * 64
+    packed = w[PACKED] + first * stride
+    start = w[START] + first * 64
+    ends, groups = w[ENDS], w[GROUPS]
+    if path == 0:
+        if left >= 4:
+            zmm_4(x, packed, stride, depth, ends, groups, start, out)
+            return 4
+        if left == 3:
+            zmm_3(x, packed, stride, depth, ends, groups, start, out)
+            return 3
+        if left == 2:
+            zmm_2(x, packed, stride, depth, ends, groups, start, out)
+            return 2
+        zmm_1(x, packed, stride, depth, ends, groups, start, out)
+        return 1
+    if path == 1:
+        ymm_1(x, packed, stride, depth, ends, groups, start, out)
+        return 1
+    if path == 2:
+        pairs_1(x, packed, stride, depth, ends, groups, start, out)
+        return 1
+    if left >= 2:
+        plain_2(x, packed, stride, depth, ends, groups, start, out)
+        return 2
+    plain_1(x, packed, stride, depth, ends, groups, start, out)
+    return 1

@@ -7,6 +7,7 @@ import numpy as np
 
 from intsim.kernels import vector as v
 from intsim.kernels.common import kernel, round_shift
+from intsim.program import Array
 
 
 @kernel
@@ -41,4 +42,38 @@ def exp2_row(delta, a, at, states, f, rom, m, mode, table, row):
         # round_shift: the value is not negative and the shift at least 14
         half = v.bit_and(v.shl(one, v.sub(shift, one)), v.splat(np.int32(-(mode & 1))))
         even = v.bit_and(v.bit_xor(v.ashr(value, shift), v.splat(np.int32(-1))), v.splat(np.int32((mode >> 2) & 1)))
-        v.store_uint16(table, row + n, v.ashr(v.sub(v.add(value, half), even), shift))
+        v.store_int16(table, row + n, v.ashr(v.sub(v.add(value, half), even), shift))
+
+
+def packed_rom(rom: Array) -> Array | None:
+    """int32 [128]: low half rom[j] - rom[j + 1], high half 98304 - rom[j]; None if 16 signed bits do not hold them."""
+    wide = rom.astype(np.int64)
+    step, rest = wide[:-1] - wide[1:], 98304 - wide[:-1]
+    if min(step.min(), rest.min()) < -(1 << 15) or max(step.max(), rest.max()) >= 1 << 15:
+        return None
+    return ((rest << 16) | (step & 65535)).astype(np.int32)
+
+
+@kernel
+def exp2_rows(codes, count, a, f, packed, m, mode, table, at):
+    """table[at + code * 16 + n] = -exp2(code * a[n]) in 16 bits, zeros above, for 16 states n and `count` codes.
+
+    codes int32; a: 16 lanes of 8 bits; packed: packed_rom; modes half_up and floor.  With s the shift of the last
+    rounding, value' = -value - 1 is summed, 4096 * (98304 - rom[j]) + (rom[j] - rom[j + 1]) * r - 4096 * 98304 - 1,
+    and s itself sits above the fraction of the product, so that one shift brings it down.
+    """
+    over, f = v.splat(np.int32(max(f - 19, 0))), min(f, 19)
+    left, fraction = v.splat(np.int32(19 - f)), v.splat(np.int32(f))
+    twelve, low_bits, place = v.splat(np.int32(12)), v.splat(np.int32(4095)), v.splat(np.int32(4096 << 16))
+    offset, one, word = v.splat(np.int32(-(98304 << 12) - 1)), v.splat(np.int32(1)), v.splat(np.int32(65535))
+    # half_up: -((value + half) >> s) = ((value' >> (s-1)) + 1) >> 1; floor: -(value >> s) = (value' >> s) + 1
+    base, last = v.splat(np.int32((29 - mode - m) << f)), v.splat(np.int32(mode))
+    zero = v.splat(np.int32(0))
+    for i in range(count):
+        p = v.add(v.lshr(v.add_pairs(zero, v.splat_element(codes, i), a), over), base)
+        t = v.shl(p, left)
+        pair = v.look_up_128(packed, v.lshr(t, twelve))
+        value = v.add_pairs(offset, pair, v.bit_or(v.bit_and(t, low_bits), place))
+        value = v.shift_right(value, v.ashr(p, fraction))
+        value = v.shift_right(v.add(value, one), last)
+        v.store_int32(table, at + np.int64(codes[i]) * 16, v.bit_and(value, word))

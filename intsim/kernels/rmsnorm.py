@@ -3,75 +3,90 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
-
 import numpy as np
 
 from intsim.arithmetic import limits
-from intsim.kernels.base import Array, Kernel, Workers, rows_of, signed
-from intsim.kernels.common import bit_length, isqrt, kernel, round_shift, saturate
+from intsim.kernels import vector as v
+from intsim.kernels.base import In, Kernel, Out, pad
+from intsim.kernels.common import bit_length, isqrt, kernel, round_shift
+from intsim.kernels.memory import int8_at, int16_at, int32_at, int64_at
+from intsim.kernels.requantize import Requantize, half_lanes, requantize_lanes, store_lanes
 from intsim.program import Operator, Program
 
 
 class RmsNorm(Kernel):
     """Input x [L, D]; `square_sum`, `rsqrt` [L]; `normed`, `out` [L, D]."""
 
+    code = 8
+    aligned = ("x",)
+
     def __init__(self, program: Program, op: Operator):
         super().__init__(program, op)
-        self.gamma = self.constant("gamma", np.int64)
-        self.shift = self.constant("shift", np.int64)
-        self.numbers = tuple(int(op.attributes[name]) for name in ("eps_q", "d_norm", "d_shift"))
-        out = self.tensor("out")
-        self.low, self.high = limits(out.bits, out.signed)
+        x, out = self.input("x"), self.tensor("out")
+        self.tokens, width = out.shape
+        gamma = pad(self.constant("gamma", np.int32), v.LANES)
+        step = Requantize(out, self.constant("shift", np.int64), np.zeros(1, dtype=np.int64), self.mode)
+        # 32 bits hold |normed * gamma| < 2^29 and half a unit of a shift up to 30
+        narrow = int(step.narrow and step.shift.max() <= 30)
+        assert [self.tensor(p).dtype.itemsize for p in ("square_sum", "rsqrt", "normed")] == [8, 4, 4]
+        self.numbers = [
+            *(In("x"), Out("square_sum"), Out("rsqrt"), Out("normed"), Out("out"), x.dtype.itemsize, width),
+            *(int(op.attributes[name]) for name in ("eps_q", "d_norm", "d_shift")),
+            *(self.keep(gamma), self.keep(step.shift), self.mode, *limits(out.bits, out.signed), narrow),
+        ]
+        self.row_cost = 100 + width // 2
+        self.scratch = 8 * len(gamma)
 
-    def run(self, workers: Workers, inputs: Mapping[str, Array], wanted: Collection[str]) -> dict[str, Array]:
-        x = inputs["x"]
-        batch, tokens, width = x.shape
-        rows = batch * tokens
-        out = self.empty("out", batch)
-        square_sum, rsqrt = np.empty((2, batch, tokens), dtype=np.int64)
-        keep = "normed" in wanted
-        normed = np.empty((batch, tokens, width), dtype=np.int32) if keep else None
-
-        def part(start: int, stop: int) -> None:
-            normalise(
-                rows_of(x), start, stop, self.gamma, self.shift, *self.numbers, self.mode, self.low, self.high,
-                square_sum.reshape(rows), rsqrt.reshape(rows),
-                np.empty((1, width), dtype=np.int32) if normed is None else rows_of(normed), int(keep),
-                rows_of(signed(out)),
-            )  # fmt: skip
-
-        workers.split(rows, rows * (200 + 2 * width), part)
-        made = {"square_sum": square_sum, "rsqrt": rsqrt, "out": out}
-        if normed is not None:
-            made["normed"] = normed
-        return {port: array.astype(self.tensor(port).dtype, copy=False) for port, array in made.items()}
+    def inner(self) -> tuple[str, ...]:
+        return ("square_sum", "rsqrt", "normed")
 
 
 @kernel
-def normalise(
-    x, start, stop, gamma, shift, eps_q, d_norm, d_shift, mode, low, high, square_sum, rsqrt, normed, keep, out
-):
-    """Rows start .. stop - 1.
-
-    x, out [rows, D]; gamma, shift int64 [D]; square_sum, rsqrt int64 [rows]; normed int32 [rows, D] if `keep`,
-    otherwise [1, D] for one row at a time.
-    """
-    width = x.shape[1]
+def rmsnorm(a, start, stop, scratch):
+    """Rows start .. stop - 1 of all images.  a: RmsNorm.arguments()."""
+    x, squares_out, root_out, normed_out, out, size, width, eps_q, d_norm, d_shift = a[:10]
+    gamma_at, shift_at, mode, low, high, narrow = a[10:16]
+    padded = (width + 15) // 16 * 16
+    gamma, shift = int32_at(gamma_at, padded), int32_at(shift_at, padded)
+    q, n = int32_at(scratch, padded), int32_at(scratch + 4 * padded, padded)
+    for d in range(width, padded):
+        n[d] = 0
     for r in range(start, stop):
-        q = x[r]
+        if size == 1:
+            row8 = int8_at(x + r * width, width)
+            for d in range(width):
+                q[d] = row8[d]
+        else:
+            row16 = int16_at(x + 2 * r * width, width)
+            for d in range(width):
+                q[d] = row16[d]
         squares = eps_q
         for d in range(width):
-            squares += np.int64(q[d]) * np.int64(q[d])
+            squares += np.int64(np.int32(q[d] * q[d]))  # at most 2^30
         k = (32 - bit_length(squares)) >> 1
         w = squares << (2 * k) if k >= 0 else squares >> (-2 * k)
         root = isqrt((d_norm << 52) // w)
-        square_sum[r] = squares
-        rsqrt[r] = root
-        n = normed[r * keep]
-        target = out[r]
+        if squares_out:
+            int64_at(squares_out, r + 1)[r] = squares
+        if root_out:
+            int32_at(root_out, r + 1)[r] = root
         s = 14 + d_shift - k
-        for d in range(width):
-            n[d] = round_shift(np.int64(q[d]) * root, s, mode)
-        for d in range(width):
-            target[d] = saturate(round_shift(np.int64(n[d]) * gamma[d], shift[d], mode), low, high)
+        factor = np.int32(root)
+        if mode <= 1 and s > 0:
+            half = (np.int64(1) << (s - 1)) & -mode
+            for d in range(width):
+                n[d] = (np.int64(q[d]) * np.int64(factor) + half) >> s
+        else:
+            for d in range(width):
+                n[d] = round_shift(np.int64(q[d]) * root, s, mode)
+        if normed_out:
+            target = int32_at(normed_out + 4 * r * width, width)
+            for d in range(width):
+                target[d] = n[d]
+        if out:
+            for d in range(0, padded, 16):
+                product = v.mul(v.load_int32(n, d), v.load_int32(gamma, d))
+                count = v.load_int32(shift, d)
+                half_of = half_lanes(v.maximum(count, v.splat(np.int32(0))), mode)
+                y = requantize_lanes(product, count, half_of, mode, low, high, narrow)
+                store_lanes(out + r * width + d, 1, min(16, width - d), y)

@@ -3,41 +3,50 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
-
 import numpy as np
 
-from intsim.kernels.base import Array, Kernel, Workers, rows_of, signed
+from intsim.kernels import cpu
+from intsim.kernels import vector as v
+from intsim.kernels.base import In, Kernel, Out
 from intsim.kernels.common import kernel
+from intsim.kernels.memory import int8_at, int64_at, uint8_at
 from intsim.program import Operator, Program
+
+BYTES = 64  # looked up at once
 
 
 class Rom(Kernel):
     """Input x [L, E], signed 8 bits; `out` [L, E]."""
 
+    code = 5
+    aligned = ("x",)
+
     def __init__(self, program: Program, op: Operator):
         super().__init__(program, op)
-        rom = self.constant("rom", self.tensor("out").dtype)
-        self.table = np.roll(signed(rom), 128, axis=1).reshape(-1)  # entry x + 128 moves to x mod 256
-        self.index = self.constant("rom_index", np.uint8)
-
-    def run(self, workers: Workers, inputs: Mapping[str, Array], wanted: Collection[str]) -> dict[str, Array]:
-        x = inputs["x"]
-        out = self.empty("out", x.shape[0])
-
-        def part(start: int, stop: int) -> None:
-            look_up(rows_of(x)[start:stop], self.table, self.index, rows_of(signed(out))[start:stop])
-
-        workers.split(len(rows_of(x)), x.size // 2, part)
-        return {"out": out}
+        rom = self.constant("rom", self.tensor("out").dtype).view(np.int8)
+        table = np.roll(rom, 128, axis=1).reshape(-1)  # entry x + 128 moves to x mod 256
+        index = self.constant("rom_index", np.uint8)
+        self.tokens, width = self.tensor("out").shape
+        fast = self.path == "avx512vnni" and cpu.has_byte_permutation()
+        whole = width // BYTES if fast else 0  # vectors of channels; the rest goes byte by byte
+        lanes = index[: whole * BYTES].reshape(whole, 1, BYTES) == np.arange(len(rom))[:, None]
+        masks = np.packbits(lanes, axis=2, bitorder="little").reshape(-1)
+        self.numbers = [
+            *(In("x"), Out("out"), width, len(rom), whole),
+            *(self.keep(table), self.keep(index), self.keep(np.append(masks, np.zeros(8, np.uint8)))),
+        ]
+        self.row_cost = width // (4 if fast else 1)
 
 
 @kernel
-def look_up(x, table, index, out):
-    """out[r, c] = table[index[c] * 256 + x[r, c] mod 256].  x, out [rows, E], 8 bits; index uint8 [E]."""
-    rows, channels = x.shape
-    for r in range(rows):
-        source = x[r]
-        target = out[r]
-        for c in range(channels):
+def rom(a, start, stop):
+    """Rows start .. stop - 1 of all images.  a: Rom.arguments()."""
+    x, out, width, roms, whole, table_at, index_at, masks_at = a[:8]
+    table, index = int8_at(table_at, roms * 256), uint8_at(index_at, width)
+    masks = int64_at(masks_at, whole * roms)
+    for r in range(start, stop):
+        source, target = int8_at(x + r * width, width), int8_at(out + r * width, width)
+        for q in range(whole):
+            v.look_up_bytes(source, q * BYTES, table, masks, q * roms, roms, target, q * BYTES)
+        for c in range(whole * BYTES, width):
             target[c] = table[np.int64(index[c]) * 256 + (np.int64(source[c]) & 255)]

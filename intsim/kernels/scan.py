@@ -1,33 +1,34 @@
 # mypy: allow-untyped-defs
 """scan (SPEC 5.7): the selective scan.
 
-Two kernels give the same integers.  `scan_traced` is SPEC 5.7 line by line in 64 bits and can store every internal
-tensor; it also runs what the fast one cannot.  `scan_fast` makes only `y`: 16 states in a vector, a block of channels
-for each token, so that consecutive updates do not wait for each other, and rows of A-bar kept for each (channel,
-delta code) that has occurred.
+Three kernels give the same integers.  `scan_traced` is SPEC 5.7 line by line in 64 bits and can store every internal
+tensor; it also runs what the others cannot.  `scan_lanes` makes only `y`: 16 states in a vector, a block of channels
+for each token, so that consecutive updates do not wait for each other, and rows of A-bar kept for each (channel, delta
+code) that has occurred.  `scan_avx512` does the same with fewer instructions, where the CPU and the Program allow it.
 """
 
 from __future__ import annotations
-
-from collections.abc import Collection, Mapping
 
 import numpy as np
 
 from intsim.arithmetic import limits
 from intsim.kernels import vector as v
-from intsim.kernels.base import Array, Kernel, Workers, signed
+from intsim.kernels.base import BATCH, In, Kernel, Out, pad
 from intsim.kernels.common import kernel, round_shift, saturate
-from intsim.kernels.exp2 import exp2, exp2_row
+from intsim.kernels.exp2 import exp2, exp2_row, exp2_rows, packed_rom
+from intsim.kernels.memory import address_in, int8_at, int16_at, int32_at, int64_at, uint8_at, uint16_at
+from intsim.kernels.requantize import half_lanes, requantize_lanes, store_lanes
 from intsim.program import Operator, Program
 
-BLOCK = 32  # channels in a block
+BLOCK = 16  # channels in a block
 LIMIT = (1 << 30) - 1  # b is clamped to -LIMIT .. LIMIT
 # Largest left shift of dx * B that cannot reach LIMIT: 255 * 128 * 128 * 2^8 < 2^30 - 1.
 HARMLESS_LEFT = 8
-LARGEST_LEFT = 30  # of the fast kernel
-
-# How scan_traced stores the internal tensors; the engine converts to the declared container.
-STORED = {"dx": np.int16, "abar": np.uint16, "b": np.int32, "acc": np.int32, "h": np.int16, "y_acc": np.int32}
+LARGEST_LEFT = 30  # of scan_lanes
+LARGEST_RIGHT = 16  # of scan_avx512
+TABLE = (256 + 5) * 16  # from channel to channel in the table of A-bar: not all rows of a code in one set of the cache
+TRACED, VECTOR, AVX512 = 0, 1, 2  # which kernel
+INNER = ("dx", "abar", "b", "acc", "h", "y_acc")
 
 
 class Scan(Kernel):
@@ -36,137 +37,148 @@ class Scan(Kernel):
     If wanted `dx`, `y_acc` [L, E] and `abar`, `b`, `acc`, `h` [L, E, N].
     """
 
+    code = 9
+    by_channel = True
+
     def __init__(self, program: Program, op: Operator):
         super().__init__(program, op)
         a = self.constant("A", np.int32)
-        self.channels, self.states = a.shape
-        self.padded = -(-self.states // v.LANES) * v.LANES
-        self.a = np.zeros((self.channels, self.padded), dtype=np.int32)
-        self.a[:, : self.states] = a
-        self.a_flat = self.a.reshape(-1)
-        self.fraction = self.constant("A_fraction", np.int64)
-        self.rom = self.constant("exp2_rom", np.int32)
-        self.d = self.constant("D", np.int32)
-        self.b_shift = self.constant("b_shift", np.int64)
-        self.token_shift = self.constant("state_token_shift", np.int64)
-        self.y_shift = self.constant("y_shift", np.int64)
-        self.y_row_shift = np.broadcast_to(self.row_shift("y"), self.token_shift.shape).copy()
+        self.channels, states = a.shape
+        padded = -(-states // v.LANES) * v.LANES
+        whole = np.zeros((-(-self.channels // BLOCK) * BLOCK, padded), dtype=np.int32)
+        whole[: self.channels, :states] = a
+        rom = self.constant("exp2_rom", np.int32)
+        b_shift, token_shift = self.constant("b_shift", np.int64), self.constant("state_token_shift", np.int64)
+        y_shift = self.constant("y_shift", np.int64)
+        self.tokens = len(token_shift)
+        y_row_shift = np.broadcast_to(self.row_shift("y"), token_shift.shape).copy()
         h, y = self.tensor("h"), self.tensor("y")
-        ranges = (*limits(h.bits, h.signed), *limits(y.bits, y.signed))
-        self.numbers = (int(op.attributes["abar_fraction"]), self.mode, *ranges)
-        self.fast = (
-            int(self.b_shift.min() + self.token_shift.min()) >= -LARGEST_LEFT
-            and self.rom.min() >= 0
-            and self.rom.max() <= 1 << 17
-        )
-        self.clamps = int(self.b_shift.min() + self.token_shift.min() < -HARMLESS_LEFT)
+        m = int(op.attributes["abar_fraction"])
+        least, most = (int(f(b_shift) + f(token_shift)) for f in (np.min, np.max))
+        packed = packed_rom(rom)
+        self.method = TRACED
+        if least >= -LARGEST_LEFT and rom.min() >= 0 and rom.max() <= 1 << 17:
+            self.method = VECTOR
+            simple = states <= 16 and self.mode <= 1 and packed is not None
+            if self.path == "avx512vnni" and simple and -HARMLESS_LEFT <= least and most <= LARGEST_RIGHT:
+                self.method = AVX512
+        self.clamps = int(least < -HARMLESS_LEFT)
+        self.numbers = [
+            *(In("delta"), In("u"), In("B"), In("C"), Out("y")),
+            *(Out(port) for port in INNER),
+            *(BATCH, self.tokens, self.channels, states, self.method, self.clamps),
+            *(self.keep(whole.reshape(-1)), self.keep(pad(self.constant("A_fraction", np.int64), BLOCK))),
+            *(self.keep(rom), self.keep(rom if packed is None else packed)),
+            *(self.keep(pad(self.constant("D", np.int32), BLOCK)), self.keep(pad(b_shift.astype(np.int32), BLOCK))),
+            *(self.keep(token_shift), self.keep(pad(y_shift.astype(np.int32), BLOCK)), self.keep(y_row_shift)),
+            *(m, self.mode, *limits(h.bits, h.signed), *limits(y.bits, y.signed)),
+            *(self.tensor("abar").dtype.itemsize, h.dtype.itemsize, int(y_shift.min() + y_row_shift.min() >= 0)),
+        ]
+        self.row_cost = self.tokens * states // 4
+        self.scratch = BLOCK * ((TABLE + 256 * (padded - 16)) * 4 + 16 * 4 + 256) + 4096
 
-    def run(self, workers: Workers, inputs: Mapping[str, Array], wanted: Collection[str]) -> dict[str, Array]:
-        batch, tokens, channels = inputs["u"].shape
-        arrays = [inputs[port] for port in ("delta", "u", "B", "C")]
-        constants = (
-            self.fraction, self.rom, self.d, self.b_shift, self.token_shift, self.y_shift, self.y_row_shift
-        )  # fmt: skip
-        cost = batch * tokens * channels * self.states
-        y = self.empty("y", batch)
-        extra = {port for port in wanted if port in STORED}
-        if extra or not self.fast:
-            made = {port: self._store(port, batch, port in extra) for port in STORED}
-            keep = [int(port in extra) for port in STORED]
+    def inner(self) -> tuple[str, ...]:
+        return INNER
 
-            def traced(start: int, stop: int) -> None:
-                scan_traced(*arrays, self.a, *constants, *self.numbers, *made.values(), *keep, start, stop, signed(y))
 
-            workers.split(channels, cost * 4, traced)
-            result = {port: made[port].astype(self.tensor(port).dtype, copy=False) for port in extra}
-            return {**result, "y": y}
-
-        blocks = -(-channels // BLOCK)
-        parts = 1 if blocks % workers.threads == 0 or blocks >= 4 * workers.threads else min(workers.threads, batch)
-
-        def fast(start: int, stop: int) -> None:
-            table = np.empty(BLOCK * 256 * self.padded, dtype=np.uint16)
-            for task in range(start, stop):
-                part, block = divmod(task, blocks)
-                images = slice(batch * part // parts, batch * (part + 1) // parts)
-                here = slice(block * BLOCK, (block + 1) * BLOCK)
-                scan_fast(
-                    *(array[images] for array in arrays), self.a_flat, *constants, *self.numbers,
-                    self.clamps, table, here.start, min(here.stop, channels), signed(y)[images],
-                )  # fmt: skip
-
-        workers.split(blocks * parts, cost // 2, fast)
-        return {"y": y}
-
-    def _store(self, port: str, batch: int, wanted: bool) -> Array:
-        shape = self.tensor(port).shape
-        return np.empty((batch, *shape) if wanted else (0,) * (1 + len(shape)), dtype=STORED[port])
+(
+    DELTA, U, B, C, Y, DX, ABAR, B_OUT, ACC, H, Y_ACC, IMAGES, TOKENS, CHANNELS, STATES, METHOD, CLAMPS, A, FRACTION,
+    ROM, PACKED, D, B_SHIFT, TOKEN_SHIFT, Y_SHIFT, Y_ROW_SHIFT, M, MODE, H_LOW, H_HIGH, Y_LOW, Y_HIGH, ABAR_SIZE,
+    H_SIZE, NARROW,
+) = range(35)  # fmt: skip
 
 
 @kernel
-def scan_traced(
-    delta, u, b_in, c_in, a, fraction, rom, d, b_shift, token_shift, y_shift, y_row_shift,
-    m, mode, h_low, h_high, y_low, y_high, dx_out, abar_out, b_out, acc_out, h_out, y_acc_out,
-    keep_dx, keep_abar, keep_b, keep_acc, keep_h, keep_y_acc, start, stop, y_out,
-):  # fmt: skip
-    """SPEC 5.7 for the channels start .. stop - 1 of all images.
+def scan(a, start, stop, scratch):
+    """The channels start .. stop - 1 of all images, start a multiple of BLOCK.  a: Scan.arguments()."""
+    for first in range(start, stop, BLOCK):
+        last = min(first + BLOCK, stop)
+        if a[METHOD] == TRACED or a[DX] or a[ABAR] or a[B_OUT] or a[ACC] or a[H] or a[Y_ACC]:
+            scan_traced(a, first, last)
+        elif a[METHOD] == VECTOR:
+            scan_lanes(a, first, last, scratch)
+        else:
+            scan_avx512(a, first, last, scratch)
 
-    delta uint8, u int8 [batch, L, E]; b_in, c_in int8 [batch, L, N]; a int32 [E, N or more]; the other constants as in
-    the SPEC.  *_out as in STORED, filled where keep_* is 1, otherwise empty; y_out int8.
-    """
-    batch, tokens, _ = u.shape
-    states = b_in.shape[2]
+
+@kernel
+def store_byte_or_word(address, i, size, value):
+    if size == 1:
+        int8_at(address, i + 1)[i] = value
+    else:
+        int16_at(address, i + 1)[i] = value
+
+
+@kernel
+def scan_traced(a, start, stop):
+    """SPEC 5.7 for the channels start .. stop - 1 of all images, with every output that is wanted."""
+    images, tokens, channels, states = a[IMAGES], a[TOKENS], a[CHANNELS], a[STATES]
+    padded = (states + 15) // 16 * 16
+    m, mode, h_low, h_high = a[M], a[MODE], a[H_LOW], a[H_HIGH]
+    delta = uint8_at(a[DELTA], images * tokens * channels)
+    u = int8_at(a[U], images * tokens * channels)
+    b_in, c_in = int8_at(a[B], images * tokens * states), int8_at(a[C], images * tokens * states)
+    a_of, fraction = int32_at(a[A], channels * padded), int64_at(a[FRACTION], channels)
+    rom = int32_at(a[ROM], 129)
+    b_shift, token_shift = int32_at(a[B_SHIFT], channels), int64_at(a[TOKEN_SHIFT], tokens)
     h = np.empty((stop - start, states), dtype=np.int64)
-    for i in range(batch):
+    for i in range(images):
         h[:] = 0
         for t in range(tokens):
+            row = i * tokens + t
             left = token_shift[t]
             step = left - token_shift[max(t - 1, 0)]
             for c in range(start, stop):
-                code = np.int64(delta[i, t, c])
-                factor = np.int64(u[i, t, c])
+                at = row * channels + c
+                code = np.int64(delta[at])
+                factor = np.int64(u[at])
                 dx = code * factor
-                shift = b_shift[c] + left
+                shift = np.int64(b_shift[c]) + left
                 total = np.int64(0)
                 for n in range(states):
-                    abar = exp2(code * np.int64(a[c, n]), fraction[c], rom, m, mode)
-                    b = saturate(round_shift(dx * np.int64(b_in[i, t, n]), shift, mode), -LIMIT, LIMIT)
+                    abar = exp2(code * np.int64(a_of[c * padded + n]), fraction[c], rom, m, mode)
+                    b = saturate(round_shift(dx * np.int64(b_in[row * states + n]), shift, mode), -LIMIT, LIMIT)
                     previous = saturate(round_shift(h[c - start, n], step, mode), h_low, h_high)
                     acc = abar * previous + b
                     new = saturate(round_shift(acc, m, mode), h_low, h_high)
                     h[c - start, n] = new
-                    total += new * np.int64(c_in[i, t, n])
-                    if keep_abar:
-                        abar_out[i, t, c, n] = abar
-                    if keep_b:
-                        b_out[i, t, c, n] = b
-                    if keep_acc:
-                        acc_out[i, t, c, n] = acc
-                    if keep_h:
-                        h_out[i, t, c, n] = new
-                y_acc = np.int64(d[c]) * factor + (total << left)
-                y_out[i, t, c] = saturate(round_shift(y_acc, y_shift[c] + y_row_shift[t], mode), y_low, y_high)
-                if keep_dx:
-                    dx_out[i, t, c] = dx
-                if keep_y_acc:
-                    y_acc_out[i, t, c] = y_acc
+                    total += new * np.int64(c_in[row * states + n])
+                    cell = at * states + n
+                    if a[ABAR]:
+                        store_byte_or_word(a[ABAR], cell, a[ABAR_SIZE], abar)
+                    if a[B_OUT]:
+                        int32_at(a[B_OUT], cell + 1)[cell] = b
+                    if a[ACC]:
+                        int32_at(a[ACC], cell + 1)[cell] = acc
+                    if a[H]:
+                        store_byte_or_word(a[H], cell, a[H_SIZE], new)
+                y_acc = np.int64(int32_at(a[D], channels)[c]) * factor + (total << left)
+                if a[Y]:
+                    shift = np.int64(int32_at(a[Y_SHIFT], channels)[c]) + int64_at(a[Y_ROW_SHIFT], tokens)[t]
+                    y = saturate(round_shift(y_acc, shift, mode), a[Y_LOW], a[Y_HIGH])
+                    int8_at(a[Y], at + 1)[at] = y
+                if a[DX]:
+                    int16_at(a[DX], at + 1)[at] = dx
+                if a[Y_ACC]:
+                    int32_at(a[Y_ACC], at + 1)[at] = y_acc
 
 
 @kernel
-def scan_fast(
-    delta, u, b_in, c_in, a_flat, fraction, rom, d, b_shift, token_shift, y_shift, y_row_shift,
-    m, mode, h_low, h_high, y_low, y_high, clamps, table, start, stop, y_out,
-):  # fmt: skip
-    """`y` for the channels start .. stop - 1, at most BLOCK, of all images; arguments as in scan_traced.
+def scan_lanes(a, start, stop, scratch):
+    """`y` for the channels start .. stop - 1, at most BLOCK, of all images.
 
-    a_flat: A padded with zeros to a multiple of 16 states, as one axis; table: uint16 scratch [BLOCK * 256 * padded].
-    Needs b_shift + token_shift >= -LARGEST_LEFT; clamps: 1 if it goes below -HARMLESS_LEFT, so that b may reach its
+    Needs b_shift + token_shift >= -LARGEST_LEFT; CLAMPS: 1 if it goes below -HARMLESS_LEFT, so that b may reach its
     limits.  A left shift by s is then clamped before it, to -2^(30-s) .. 2^(30-s), and after it.
     """
-    batch, tokens, _ = u.shape
-    states = b_in.shape[2]
+    batch, tokens, channels, states = a[IMAGES], a[TOKENS], a[CHANNELS], a[STATES]
     padded = (states + 15) // 16 * 16
     block = stop - start
+    m, mode, h_low, h_high, y_low, y_high, clamps = a[M], a[MODE], a[H_LOW], a[H_HIGH], a[Y_LOW], a[Y_HIGH], a[CLAMPS]
+    a_flat, fraction = int32_at(a[A], channels * padded), int64_at(a[FRACTION], channels)
+    rom, d = int32_at(a[ROM], 129), int32_at(a[D], channels)
+    b_shift, token_shift = int32_at(a[B_SHIFT], channels), int64_at(a[TOKEN_SHIFT], tokens)
+    y_shift, y_row_shift = int32_at(a[Y_SHIFT], channels), int64_at(a[Y_ROW_SHIFT], tokens)
+    table = uint16_at(scratch, BLOCK * 256 * padded)
     seen = np.zeros((block, 256), dtype=np.uint8)
     h = np.empty(block * padded, dtype=np.int32)
     row_b = np.zeros(padded, dtype=np.int32)
@@ -198,15 +210,17 @@ def scan_fast(
         for t in range(tokens):
             left = token_shift[t]
             step = left - token_shift[max(t - 1, 0)]
+            row_of = i * tokens + t
+            b_row, c_row = int8_at(a[B] + row_of * states, states), int8_at(a[C] + row_of * states, states)
             for n in range(states):
-                row_b[n] = b_in[i, t, n]
-                row_c[n] = c_in[i, t, n]
-            delta_row = delta[i, t, start:stop]
-            u_row = u[i, t, start:stop]
+                row_b[n] = b_row[n]
+                row_c[n] = c_row[n]
+            delta_row = uint8_at(a[DELTA] + row_of * channels + start, block)
+            u_row = int8_at(a[U] + row_of * channels + start, block)
             shift_row = b_shift[start:stop]
             if step != 0 or t == 0:
                 for j in range(block):
-                    shift = shift_row[j] + left
+                    shift = np.int64(shift_row[j]) + left
                     r = max(shift, 0)
                     up[j] = max(-shift, 0)
                     most[j] = 1 << (30 - up[j])
@@ -279,10 +293,144 @@ def scan_fast(
                     v.store_int32(h, at + n, y)
                     sums = v.add(sums, v.mul(y, v.load_int32(row_c, n)))
                 total[j] = v.total(sums)
-            target = y_out[i, t, start:stop]
+            target = int8_at(a[Y] + row_of * channels + start, block)
             d_row = d[start:stop]
             y_shift_row = y_shift[start:stop]
             for j in range(block):
                 y_acc = np.int32(np.int32(d_row[j] * np.int32(u_row[j])) + np.int32(total[j] << left))
-                s64 = y_shift_row[j] + y_row_shift[t]
+                s64 = np.int64(y_shift_row[j]) + y_row_shift[t]
                 target[j] = saturate(round_shift(np.int64(y_acc), s64, mode), y_low, y_high)
+
+
+@kernel
+def fill_table(a, start, block, table, seen, codes):
+    """Rows of -A-bar in int32 [BLOCK, TABLE], for each channel and every delta code that occurs.
+
+    seen uint8 [BLOCK * 256], codes int32 [256 + 16]: scratch.
+    """
+    channels = a[CHANNELS]
+    seen[:] = 0
+    for row in range(a[IMAGES] * a[TOKENS]):
+        delta = uint8_at(a[DELTA] + row * channels + start, block)
+        for j in range(block):
+            seen[j * 256 + np.int64(delta[j])] = 1
+    a_rows, fraction = int32_at(a[A], (start + BLOCK) * 16), int64_at(a[FRACTION], start + BLOCK)
+    packed = int32_at(a[PACKED], 128)
+    for j in range(block):
+        count = 0
+        for first in range(0, 256, 16):
+            count += v.list_nonzero(seen, j * 256 + first, first, codes, count)
+        row = v.load_int32(a_rows, (start + j) * 16)
+        exp2_rows(codes, count, row, fraction[start + j], packed, a[M], a[MODE], table, j * TABLE)
+
+
+@kernel
+def scan_avx512(a, start, stop, scratch):
+    """`y` for the channels start .. stop - 1, at most BLOCK, of all images; at most 16 states, half_up or floor.
+
+    The products of an update are sums of two 16-bit products (vector.add_pairs):
+
+    * dx * B << s for a left shift s of 0 .. 8: (low 8 bits of dx << s) * B + (the bits above) * (B << 8).
+    * A-bar reaches 2^15 and does not fit, but -A-bar does; so it is -acc = -A-bar * h - b that is summed, from
+      -b = (-dx * B + c) >> s, where c = half - 1 (half_up) or 2^s - 1 (floor) for s > 0, 0 for s = 0, and
+      h = (half - (-acc)) >> m.
+
+    y's sum over 8-bit states multiplies h + 128 by C (vector.add_byte_products), four channels in a vector.
+    """
+    images, tokens, channels, states = a[IMAGES], a[TOKENS], a[CHANNELS], a[STATES]
+    block = stop - start
+    m, mode = a[M], a[MODE]
+    table, at = int32_at(scratch, BLOCK * TABLE), scratch + BLOCK * TABLE * 4
+    h, at = int32_at(at, BLOCK * 16), at + BLOCK * 16 * 4
+    numbers, at = int32_at(at, 8 * 16), at + 8 * 16 * 4  # dx, constant, right, sums of y of each channel
+    edge, at = int8_at(at, 64), at + 64
+    seen, codes = uint8_at(at, BLOCK * 256), int32_at(at + BLOCK * 256, 256 + 16)
+    fill_table(a, start, block, table, seen, codes)
+
+    b_shift, y_shift = v.load_int32(int32_at(a[B_SHIFT], stop), start), v.load_int32(int32_at(a[Y_SHIFT], stop), start)
+    d = v.load_int32(int32_at(a[D], stop), start)
+    token_shift, y_row_shift = int64_at(a[TOKEN_SHIFT], tokens), int64_at(a[Y_ROW_SHIFT], tokens)
+    zero, one, byte = v.splat(np.int32(0)), v.splat(np.int32(1)), v.splat(np.int32(255))
+    above, word = v.splat(np.int32(-256)), v.splat(np.int32(65535))
+    flip = v.splat(np.int32(-2139062144))  # 0x80 in each byte
+    h_low, h_high = v.splat(np.int32(a[H_LOW])), v.splat(np.int32(a[H_HIGH]))
+    h_right = v.splat(np.int32(m))
+    h_half = half_lanes(h_right, mode)
+    bytes_ = a[H_SIZE] == 1
+    up = zero
+    edge[:] = 0
+    for i in range(images):
+        for j in range(BLOCK):
+            v.store_int32(h, j * 16, zero)
+        for t in range(tokens):
+            row = i * tokens + t
+            left = token_shift[t]
+            step = left - token_shift[max(t - 1, 0)]
+            if step > 0:
+                count = v.splat(np.int32(step))
+                half = half_lanes(count, mode)
+                for j in range(BLOCK):
+                    v.store_int32(h, j * 16, v.ashr(v.add(v.load_int32(h, j * 16), half), count))
+            elif step < 0:
+                count = v.splat(np.int32(-step))
+                for j in range(BLOCK):
+                    state = v.shl(v.load_int32(h, j * 16), count)
+                    v.store_int32(h, j * 16, v.maximum(v.minimum(state, h_high), h_low))
+            if step != 0 or t == 0:
+                shift = v.add(b_shift, v.splat(np.int32(left)))
+                right = v.maximum(shift, zero)
+                up = v.maximum(v.sub(zero, shift), zero)
+                constant = v.sub(half_lanes(right, 1), v.minimum(right, one))
+                if not mode:
+                    constant = v.sub(v.shl(one, right), one)
+                v.store_int32(numbers, 16, constant)
+                v.store_int32(numbers, 32, right)
+            b_row, c_row = int8_at(a[B] + row * states, states), int8_at(a[C] + row * states, states)
+            if states < 16:
+                for n in range(states):
+                    edge[n], edge[16 + n] = b_row[n], c_row[n]
+                b_row, c_row = int8_at(address_in(edge, 0), 16), int8_at(address_in(edge, 16), 16)
+            b, c = v.load_int8(b_row, 0), v.load_int8(c_row, 0)
+            c_sum = v.total(c)
+            b_pairs = v.bit_or(v.bit_and(b, word), v.shl(b, v.splat(np.int32(24))))
+            c_spread = v.pack_words(c, c)
+            c_spread = v.pack_bytes(c_spread, c_spread)  # each quarter: its four states, four times
+            delta, factors = uint8_at(a[DELTA] + row * channels + start, 16), int8_at(a[U] + row * channels + start, 16)
+            if block < 16:
+                for j in range(block):
+                    edge[32 + j], edge[48 + j] = delta[j], factors[j]
+                delta, factors = uint8_at(address_in(edge, 32), 16), int8_at(address_in(edge, 48), 16)
+            u = v.load_int8(factors, 0)
+            dx = v.shl(v.sub(zero, v.mul(v.load_uint8(delta, 0), u)), up)
+            v.store_int32(numbers, 0, v.bit_or(v.shl(v.bit_and(dx, above), v.splat(np.int32(8))), v.bit_and(dx, byte)))
+            for group in range(0, 16, 4):
+                for j in range(group, group + 4):
+                    acc = v.add_pairs(v.splat_element(numbers, 16 + j), v.splat_element(numbers, j), b_pairs)
+                    acc = v.shift_right(acc, v.splat_element(numbers, 32 + j))
+                    abar = v.load_int32(table, j * TABLE + np.int64(delta[j]) * 16)
+                    acc = v.add_pairs(acc, abar, v.load_int32(h, j * 16))
+                    state = v.shift_right(v.sub(h_half, acc), h_right)
+                    v.store_int32(h, j * 16, v.maximum(v.minimum(state, h_high), h_low))
+                h0, h1 = v.load_int32(h, group * 16), v.load_int32(h, group * 16 + 16)
+                h2, h3 = v.load_int32(h, group * 16 + 32), v.load_int32(h, group * 16 + 48)
+                if bytes_:
+                    packed = v.pack_bytes(v.pack_words(h0, h1), v.pack_words(h2, h3))
+                    sums = v.add_byte_products(zero, v.bit_xor(packed, flip), c_spread)
+                    v.store_int32(numbers, 64 + 4 * group, sums)
+                else:
+                    numbers[48 + group] = v.total(v.add_pairs(zero, h0, c))
+                    numbers[49 + group] = v.total(v.add_pairs(zero, h1, c))
+                    numbers[50 + group] = v.total(v.add_pairs(zero, h2, c))
+                    numbers[51 + group] = v.total(v.add_pairs(zero, h3, c))
+            if bytes_:
+                g0, g1 = v.load_int32(numbers, 64), v.load_int32(numbers, 80)
+                g2, g3 = v.load_int32(numbers, 96), v.load_int32(numbers, 112)
+                sums = v.sum_quarters(v.sum_quarters(g0, g1), v.sum_quarters(g2, g3))
+                sums = v.sub(sums, v.splat(np.int32(128 * c_sum)))
+            else:
+                sums = v.load_int32(numbers, 48)
+            acc = v.add(v.mul(d, u), v.shl(sums, v.splat(np.int32(left))))
+            count = v.add(y_shift, v.splat(np.int32(y_row_shift[t])))
+            half = half_lanes(v.maximum(count, zero), mode)
+            y = requantize_lanes(acc, count, half, mode, a[Y_LOW], a[Y_HIGH], a[NARROW])
+            store_lanes(a[Y] + row * channels + start, 1, block, y)

@@ -1,21 +1,34 @@
-"""select_token (SPEC 5.10): the class token's row.  Nothing is computed, so nothing is compiled."""
+# mypy: allow-untyped-defs
+"""select_token (SPEC 5.10): the class token's row."""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
-
-import numpy as np
-
-from intsim.kernels.base import Array, Kernel, Workers
+from intsim.kernels.base import In, Kernel, Out
+from intsim.kernels.common import kernel
+from intsim.kernels.memory import int8_at
 from intsim.program import Operator, Program
 
 
 class SelectToken(Kernel):
     """Input x [L, D]; `out` [1, D]."""
 
+    code = 4
+    tokens = 1
+    row_cost = 20
+
     def __init__(self, program: Program, op: Operator):
         super().__init__(program, op)
-        self.position = int(op.attributes["position"])
+        x = self.input("x")
+        bytes_ = x.shape[1] * x.dtype.itemsize
+        self.numbers = [In("x"), Out("out"), x.shape[0], int(op.attributes["position"]), bytes_]
 
-    def run(self, workers: Workers, inputs: Mapping[str, Array], wanted: Collection[str]) -> dict[str, Array]:
-        return {"out": np.ascontiguousarray(inputs["x"][:, self.position : self.position + 1])}
+
+@kernel
+def select_token(a, start, stop):
+    """Images start .. stop - 1.  a: SelectToken.arguments()."""
+    x, out, tokens, position, size = a[:5]
+    for image in range(start, stop):
+        source = int8_at(x + (image * tokens + position) * size, size)
+        target = int8_at(out + image * size, size)
+        for i in range(size):
+            target[i] = source[i]

@@ -1,20 +1,24 @@
 # mypy: allow-untyped-calls, allow-untyped-decorators, allow-subclassing-any
-"""Sixteen int32 in one value, for the two loops that decide the speed: the dot products and the scan.
+"""Sixteen int32 in one value, for the loops that decide the speed.
 
-`int32x16` is LLVM's <16 x i32>, written in LLVM's own portable operations: LLVM maps them to whatever vector
-instructions the CPU has (AVX-512, AVX2, NEON) or to scalar ones, with the same integers.  Arithmetic wraps at 32
-bits.  Arrays are one-dimensional and contiguous; `i` counts elements; nothing is checked.
+`int32x16` is LLVM's <16 x i32>.  Most operations are LLVM's own portable ones: LLVM maps them to whatever vector
+instructions the CPU has (AVX-512, AVX2, NEON) or to scalar ones, with the same integers.  Those of the second half
+name an instruction of AVX-512; on a CPU without it they are compiled to nothing, and no path that uses them may run
+(`intsim.kernels.cpu`).  Arithmetic wraps at 32 bits.  Arrays are one-dimensional and contiguous; `i` counts elements;
+nothing is checked.
 """
 
 from __future__ import annotations
 
 from typing import Any
 
-from llvmlite import ir
+from llvmlite import binding, ir
 from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic as numba_intrinsic
 from numba.extending import models, register_model
+
+from intsim.kernels import cpu
 
 LANES = 16
 
@@ -29,10 +33,14 @@ class Int32x16(types.Type):
 
 
 int32x16 = Int32x16()
+I1 = ir.IntType(1)
+I8 = ir.IntType(8)
+I16 = ir.IntType(16)
 I32 = ir.IntType(32)
+I64 = ir.IntType(64)
 I32X16 = ir.VectorType(I32, 16)
-I16X32 = ir.VectorType(ir.IntType(16), 32)
-I32X32 = ir.VectorType(I32, 32)
+I16X32 = ir.VectorType(I16, 32)
+I8X64 = ir.VectorType(I8, 64)
 
 
 @register_model(Int32x16)
@@ -47,10 +55,17 @@ def _pointer(context: Any, builder: Any, array_type: Any, array: Any, i: Any, to
     return builder.bitcast(builder.gep(data, [i]), to.as_pointer())
 
 
-def _splat(builder: Any, value: Any) -> Any:
-    undefined = ir.Constant(I32X16, ir.Undefined)
+def splat_value(builder: Any, value: Any, vector: Any = I32X16) -> Any:
+    """LLVM's idiom for a vector with the same value in every lane."""
+    undefined = ir.Constant(vector, ir.Undefined)
     first = builder.insert_element(undefined, value, ir.Constant(I32, 0))
-    return builder.shuffle_vector(first, undefined, ir.Constant(I32X16, None))
+    return builder.shuffle_vector(first, undefined, ir.Constant(ir.VectorType(I32, vector.count), None))
+
+
+def call(builder: Any, name: str, result: Any, *args: Any) -> Any:
+    """Calls an LLVM intrinsic."""
+    function = ir.FunctionType(result, [a.type for a in args])
+    return builder.call(cgutils.get_or_insert_function(builder.module, function, name), args)
 
 
 def _loader(bits: int, extend: str | None) -> Any:
@@ -81,6 +96,25 @@ def _storer(bits: int) -> Any:
     return store
 
 
+def _some_storer(bits: int) -> Any:
+    @intrinsic
+    def store(typing: Any, array: Any, i: Any, n: Any, value: Any) -> Any:
+        def generate(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+            stored = ir.VectorType(ir.IntType(bits), 16)
+            target = _pointer(context, builder, sig.args[0], args[0], args[1], stored)
+            narrow = args[3] if bits == 32 else builder.trunc(args[3], stored)
+            lane = ir.Constant(I32X16, list(range(16)))
+            mask = builder.icmp_signed("<", lane, splat_value(builder, builder.trunc(args[2], I32)))
+            align = ir.Constant(I32, bits // 8)
+            name = f"llvm.masked.store.v16i{bits}.p0"
+            call(builder, name, ir.VoidType(), narrow, target, align, mask)
+            return context.get_dummy_value()
+
+        return types.void(array, types.intp, types.intp, int32x16), generate
+
+    return store
+
+
 def _operation(name: str) -> Any:
     @intrinsic
     def operation(typing: Any, a: Any, b: Any) -> Any:
@@ -103,12 +137,39 @@ def _choice(comparison: str) -> Any:
     return choice
 
 
+@intrinsic
+def load_bytes(typing: Any, array: Any, i: Any) -> Any:
+    """The 64 bytes i .. i + 63 of an array of bytes, four to a lane."""
+
+    def generate(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        return builder.load(_pointer(context, builder, sig.args[0], args[0], args[1], I32X16), align=1)
+
+    return int32x16(array, types.intp), generate
+
+
+@intrinsic
+def store_bytes(typing: Any, array: Any, i: Any, value: Any) -> Any:
+    """Lanes as the 64 bytes i .. i + 63 of an array of bytes."""
+
+    def generate(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        builder.store(args[2], _pointer(context, builder, sig.args[0], args[0], args[1], I32X16), align=1)
+        return context.get_dummy_value()
+
+    return types.void(array, types.intp, int32x16), generate
+
+
 load_int32 = _loader(32, None)  # load(array, i): elements i .. i + 15
 load_uint16 = _loader(16, "zext")  # the same from a uint16 array
+load_int8 = _loader(8, "sext")
+load_uint8 = _loader(8, "zext")
 store_int32 = _storer(32)  # store(array, i, value)
-store_uint16 = _storer(16)  # the low 16 bits of each lane
+store_int16 = _storer(16)  # the low 16 bits of each lane
+store_int8 = _storer(8)
+store_some_int32 = _some_storer(32)  # store(array, i, n, value): the first n lanes
+store_some_int16 = _some_storer(16)
+store_some_int8 = _some_storer(8)
 add, sub, mul = _operation("add"), _operation("sub"), _operation("mul")
-shl, ashr = _operation("shl"), _operation("ashr")  # shift counts 0 .. 31
+shl, ashr, lshr = _operation("shl"), _operation("ashr"), _operation("lshr")  # shift counts 0 .. 31
 bit_and, bit_or, bit_xor = _operation("and_"), _operation("or_"), _operation("xor")
 minimum, maximum = _choice("<"), _choice(">")
 
@@ -118,7 +179,7 @@ def splat(typing: Any, value: Any) -> Any:
     """All lanes the same int32 (a wider integer is cut to its low 32 bits)."""
 
     def generate(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-        return _splat(builder, args[0])
+        return splat_value(builder, args[0])
 
     return int32x16(types.int32), generate
 
@@ -128,7 +189,8 @@ def splat_element(typing: Any, array: Any, i: Any) -> Any:
     """All lanes the element i of an int32 array."""
 
     def generate(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-        return _splat(builder, builder.load(_pointer(context, builder, sig.args[0], args[0], args[1], I32), align=4))
+        pointer = _pointer(context, builder, sig.args[0], args[0], args[1], I32)
+        return splat_value(builder, builder.load(pointer, align=4))
 
     return int32x16(array, types.intp), generate
 
@@ -154,31 +216,207 @@ def total(typing: Any, vector: Any) -> Any:
     """Sum of the lanes, int32."""
 
     def generate(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-        function = ir.FunctionType(I32, [I32X16])
-        reduce = cgutils.get_or_insert_function(builder.module, function, "llvm.vector.reduce.add.v16i32")
-        return builder.call(reduce, args)
+        return call(builder, "llvm.vector.reduce.add.v16i32", I32, args[0])
 
     return types.int32(int32x16), generate
 
 
-@intrinsic
-def add_pair_products(typing: Any, acc: Any, w: Any, wi: Any, x: Any, xi: Any) -> Any:
-    """acc[l] + w[wi + 2l] * x[xi] + w[wi + 2l + 1] * x[xi + 1] for every lane l; w and x int16 arrays.
+# --- instructions of AVX-512, for the path avx512vnni ---
 
-    LLVM makes it one instruction where there is one (vpdpwssd, vpmaddwd).
+
+def _instruction(emit: Any) -> Any:
+    """An intrinsic of one to three int32x16 that emits instructions of AVX-512 and its VNNI."""
+
+    def generate(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        return emit(builder, *args) if "avx512vnni" in cpu.available() else ir.Constant(I32X16, ir.Undefined)
+
+    count = emit.__code__.co_argcount - 1
+
+    if count == 1:
+
+        @intrinsic
+        def instruction(typing: Any, a: Any) -> Any:
+            return int32x16(int32x16), generate
+
+    elif count == 2:
+
+        @intrinsic
+        def instruction(typing: Any, a: Any, b: Any) -> Any:
+            return int32x16(int32x16, int32x16), generate
+
+    else:
+
+        @intrinsic
+        def instruction(typing: Any, a: Any, b: Any, c: Any) -> Any:
+            return int32x16(int32x16, int32x16, int32x16), generate
+
+    return instruction
+
+
+def _add_pairs(builder: Any, acc: Any, a: Any, b: Any) -> Any:
+    # as assembly, because LLVM takes the intrinsic apart into a product and an addition
+    binding.initialize_native_asmparser()
+    function = ir.FunctionType(I32X16, [I32X16] * 3)
+    return builder.asm(function, "vpdpwssd $3, $2, $0", "=v,0,v,v", [acc, a, b], False)
+
+
+def _pack_bytes(builder: Any, a: Any, b: Any) -> Any:
+    packed = call(builder, "llvm.x86.avx512.packsswb.512", I8X64, *(builder.bitcast(v, I16X32) for v in (a, b)))
+    return builder.bitcast(packed, I32X16)
+
+
+def _pack_words(builder: Any, a: Any, b: Any) -> Any:
+    return builder.bitcast(call(builder, "llvm.x86.avx512.packssdw.512", I16X32, a, b), I32X16)
+
+
+def _unpack(bits: int, half: int) -> Any:
+    """Interleaves, in each quarter, the lower (0) or upper (1) half of a and b by pieces of `bits` bits."""
+    count = 128 // bits  # in a quarter
+
+    def unpack(builder: Any, a: Any, b: Any) -> Any:
+        pieces = ir.VectorType(ir.IntType(bits), 4 * count)
+        firsts = [count * q + half * count // 2 + i for q in range(4) for i in range(count // 2)]
+        order = [place for first in firsts for place in (first, 4 * count + first)]
+        mask = ir.Constant(ir.VectorType(I32, len(order)), order)
+        return builder.bitcast(builder.shuffle_vector(*(builder.bitcast(v, pieces) for v in (a, b)), mask), I32X16)
+
+    return unpack
+
+
+def _transpose_quarters(builder: Any, a: Any) -> Any:
+    return builder.shuffle_vector(a, a, ir.Constant(I32X16, [i % 4 * 4 + i // 4 for i in range(16)]))
+
+
+def clamp_pieces(builder: Any, bits: int, value: Any, low: Any, high: Any) -> Any:
+    """Pieces of `bits` bits clamped to the low bits of low .. high."""
+    kind = ir.IntType(bits)
+    pieces = ir.VectorType(kind, 512 // bits)
+    value = builder.bitcast(value, pieces)
+    for comparison, limit in (("<", high), (">", low)):
+        bound = splat_value(builder, builder.trunc(limit, kind), pieces)
+        value = builder.select(builder.icmp_signed(comparison, value, bound), value, bound)
+    return builder.bitcast(value, I32X16)
+
+
+@intrinsic
+def clamp_bytes(typing: Any, a: Any, low: Any, high: Any) -> Any:
+    """Signed bytes clamped to low .. high."""
+
+    def generate(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        return clamp_pieces(builder, 8, *args)
+
+    return int32x16(int32x16, types.int64, types.int64), generate
+
+
+def _add_byte_products(builder: Any, acc: Any, a: Any, b: Any) -> Any:
+    return call(builder, "llvm.x86.avx512.vpdpbusd.512", I32X16, acc, a, b)
+
+
+def _shift_right(builder: Any, a: Any, counts: Any) -> Any:
+    return call(builder, "llvm.x86.avx512.psrav.d.512", I32X16, a, counts)
+
+
+def _sum_quarters(builder: Any, a: Any, b: Any) -> Any:
+    def parts(order: list[int]) -> Any:
+        return builder.shuffle_vector(a, b, ir.Constant(I32X16, [4 * q + i for q in order for i in range(4)]))
+
+    return builder.add(parts([0, 2, 4, 6]), parts([1, 3, 5, 7]))
+
+
+# (acc, a, b): acc + a.low * b.low + a.high * b.high, of the signed 16-bit halves of each lane
+add_pairs = _instruction(_add_pairs)
+# (acc, a, b): acc + the four products of an unsigned byte of a and a signed byte of b
+add_byte_products = _instruction(_add_byte_products)
+# (a, b): within each quarter of four lanes, the lanes of a and then of b, saturated to 16 bits; see `pack_bytes`
+pack_words = _instruction(_pack_words)
+# the same from 16 to 8 bits: pack_bytes(pack_words(a, b), pack_words(c, d)) has in quarter q the bytes
+# a[4q .. 4q+3], b[4q ..], c[4q ..], d[4q ..]
+pack_bytes = _instruction(_pack_bytes)
+# (a, b): bytes or words interleaved, of the lower or upper half of each quarter
+unpack_low_bytes, unpack_high_bytes = _instruction(_unpack(8, 0)), _instruction(_unpack(8, 1))
+unpack_low_words, unpack_high_words = _instruction(_unpack(16, 0)), _instruction(_unpack(16, 1))
+# (a): lane 4q + i to 4i + q; puts the bytes of pack_bytes(pack_words(a, b), pack_words(c, d)) in the order a, b, c, d
+transpose_quarters = _instruction(_transpose_quarters)
+# (a, counts): a >> counts, arithmetic, any count: all bits are the sign from 32 on
+shift_right = _instruction(_shift_right)
+# (a, b): quarters a0 + a1, a2 + a3, b0 + b1, b2 + b3
+sum_quarters = _instruction(_sum_quarters)
+
+
+@intrinsic
+def look_up_128(typing: Any, table: Any, indices: Any) -> Any:
+    """Lane l is element indices[l] mod 128 of an int32 array [128]."""
+
+    def generate(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        if "avx512vnni" not in cpu.available():
+            return ir.Constant(I32X16, ir.Undefined)
+        data = builder.bitcast(context.make_array(sig.args[0])(context, builder, args[0]).data, I32X16.as_pointer())
+        parts = [builder.load(builder.gep(data, [ir.Constant(I64, i)]), align=4) for i in range(8)]
+        index = args[1]
+        for bit in (5, 6):
+            if bit == 5:
+                name = "llvm.x86.avx512.vpermi2var.d.512"
+                parts = [call(builder, name, I32X16, a, index, b) for a, b in zip(parts[::2], parts[1::2], strict=True)]
+            mask = splat_value(builder, ir.Constant(I32, 1 << bit))
+            zero = ir.Constant(I32X16, None)
+            upper = builder.icmp_signed("!=", builder.and_(index, mask), zero)
+            parts = [builder.select(upper, b, a) for a, b in zip(parts[::2], parts[1::2], strict=True)]
+        return parts[0]
+
+    return int32x16(table, int32x16), generate
+
+
+@intrinsic
+def list_nonzero(typing: Any, flags: Any, i: Any, first: Any, out: Any, j: Any) -> Any:
+    """Stores first + l for each nonzero byte flags[i + l], l < 16, to out[j ..] int32; returns how many."""
+
+    def generate(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        if "avx512vnni" not in cpu.available():
+            return ir.Constant(I64, 0)
+        flags, i, first, out, j = args
+        bytes_ = ir.VectorType(I8, 16)
+        loaded = builder.load(_pointer(context, builder, sig.args[0], flags, i, bytes_), align=1)
+        found = builder.icmp_signed("!=", loaded, ir.Constant(bytes_, None))
+        numbers = builder.add(splat_value(builder, builder.trunc(first, I32)), ir.Constant(I32X16, list(range(16))))
+        target = _pointer(context, builder, sig.args[3], out, j, I32)
+        call(builder, "llvm.masked.compressstore.v16i32", ir.VoidType(), numbers, target, found)
+        count = call(builder, "llvm.ctpop.i16", I16, builder.bitcast(found, I16))
+        return builder.zext(count, I64)
+
+    return types.int64(flags, types.intp, types.int64, out, types.intp), generate
+
+
+@intrinsic
+def look_up_bytes(typing: Any, x: Any, i: Any, rows: Any, masks: Any, at: Any, count: Any, out: Any, j: Any) -> Any:
+    """out[j + l] = rows[r * 256 + x[i + l] mod 256] for 64 bytes l.
+
+    r is the one of 0 .. count - 1 whose mask, element at + r of an int64 array, has bit l.  x, rows, out int8.  Needs
+    AVX-512 VBMI.
     """
 
     def generate(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-        acc, w, wi, x, xi = args
-        weights = builder.load(_pointer(context, builder, sig.args[1], w, wi, I16X32), align=2)
-        pair = builder.load(_pointer(context, builder, sig.args[3], x, xi, I32), align=2)
-        inputs = builder.bitcast(_splat(builder, pair), I16X32)
-        products = builder.mul(builder.sext(weights, I32X32), builder.sext(inputs, I32X32))
-        undefined = ir.Constant(I32X32, ir.Undefined)
-        even, odd = (
-            builder.shuffle_vector(products, undefined, ir.Constant(I32X16, list(range(start, 32, 2))))
-            for start in (0, 1)
-        )
-        return builder.add(acc, builder.add(even, odd))
+        if not cpu.has_byte_permutation():
+            return context.get_dummy_value()
+        x, i, rows, masks, at, count, out, j = args
+        x_type, _, rows_type, masks_type, _, _, out_type, _ = sig.args
+        index = builder.load(_pointer(context, builder, x_type, x, i, I8X64), align=1)
+        upper = builder.icmp_signed("<", index, ir.Constant(I8X64, None))
+        result = cgutils.alloca_once_value(builder, ir.Constant(I8X64, None))
+        with cgutils.for_range(builder, count) as loop:
+            place = builder.add(at, loop.index)
+            mask = builder.load(_pointer(context, builder, masks_type, masks, place, I64), align=8)
+            with builder.if_then(builder.icmp_signed("!=", mask, ir.Constant(I64, 0))):
+                first = builder.mul(loop.index, ir.Constant(I64, 256))
+                places = [builder.add(first, ir.Constant(I64, 64 * q)) for q in range(4)]
+                pointers = [_pointer(context, builder, rows_type, rows, place, I8X64) for place in places]
+                table = [builder.load(pointer, align=1) for pointer in pointers]
+                name = "llvm.x86.avx512.vpermi2var.qi.512"
+                low = call(builder, name, I8X64, table[0], index, table[1])
+                high = call(builder, name, I8X64, table[2], index, table[3])
+                found = builder.select(upper, high, low)
+                lanes = builder.bitcast(mask, ir.VectorType(I1, 64))
+                builder.store(builder.select(lanes, found, builder.load(result)), result)
+        builder.store(builder.load(result), _pointer(context, builder, out_type, out, j, I8X64), align=1)
+        return context.get_dummy_value()
 
-    return int32x16(int32x16, w, types.intp, x, types.intp), generate
+    return types.void(x, types.intp, rows, masks, types.intp, types.intp, out, types.intp), generate

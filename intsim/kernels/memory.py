@@ -1,0 +1,112 @@
+# mypy: allow-untyped-defs, allow-untyped-calls, allow-untyped-decorators
+"""Arrays at addresses, and what threads share: the few operations that Numba has no word for.
+
+A kernel's arguments are one array of integers (its constants, buffers and numbers), so that all kernels have the same
+signature and a whole network runs in one call.  An address is an int64; who makes one keeps the array alive.
+"""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+import numpy as np
+from llvmlite import ir
+from numba import carray, types
+from numba.core import cgutils
+from numba.extending import intrinsic as numba_intrinsic
+
+from intsim.kernels.common import kernel
+
+intrinsic: Any = numba_intrinsic  # its stub does not know what it returns
+
+
+def address_of(array: Any) -> int:
+    """Address of an array's first element."""
+    return int(array.__array_interface__["data"][0])
+
+
+@intrinsic
+def pointer(typing: Any, address: Any) -> Any:
+    def generate(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        return builder.inttoptr(args[0], cgutils.voidptr_t)
+
+    return types.voidptr(types.int64), generate
+
+
+@kernel
+def int8_at(address, n):
+    """The int8 array [n] at an address; likewise the others."""
+    return carray(pointer(address), (n,), np.int8)
+
+
+@kernel
+def uint8_at(address, n):
+    return carray(pointer(address), (n,), np.uint8)
+
+
+@kernel
+def int16_at(address, n):
+    return carray(pointer(address), (n,), np.int16)
+
+
+@kernel
+def uint16_at(address, n):
+    return carray(pointer(address), (n,), np.uint16)
+
+
+@kernel
+def int32_at(address, n):
+    return carray(pointer(address), (n,), np.int32)
+
+
+@kernel
+def int64_at(address, n):
+    return carray(pointer(address), (n,), np.int64)
+
+
+@intrinsic
+def address_in(typing: Any, array: Any, i: Any) -> Any:
+    """Address of element i of an array."""
+
+    def generate(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        data = context.make_array(sig.args[0])(context, builder, args[0]).data
+        return builder.ptrtoint(builder.gep(data, [args[1]]), ir.IntType(64))
+
+    return types.int64(array, types.intp), generate
+
+
+@intrinsic
+def fetch_add(typing: Any, array: Any, i: Any) -> Any:
+    """Adds 1 to element i of an int64 array, atomically; returns what it was."""
+
+    def generate(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        data = context.make_array(sig.args[0])(context, builder, args[0]).data
+        one = ir.Constant(ir.IntType(64), 1)
+        return builder.atomic_rmw("add", builder.gep(data, [args[1]]), one, "seq_cst")
+
+    return types.int64(array, types.intp), generate
+
+
+@intrinsic
+def fetch(typing: Any, array: Any, i: Any) -> Any:
+    """Element i of an int64 array, atomically."""
+
+    def generate(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        data = context.make_array(sig.args[0])(context, builder, args[0]).data
+        return builder.load_atomic(builder.gep(data, [args[1]]), "acquire", 8)
+
+    return types.int64(array, types.intp), generate
+
+
+@intrinsic
+def give_way(typing: Any) -> Any:
+    """Lets another thread run on this CPU, where the system has a call for it."""
+
+    def generate(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        if sys.platform != "win32":
+            function = ir.FunctionType(ir.IntType(32), [])
+            builder.call(cgutils.get_or_insert_function(builder.module, function, "sched_yield"), [])
+        return context.get_dummy_value()
+
+    return types.void(), generate

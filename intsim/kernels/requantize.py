@@ -1,0 +1,99 @@
+# mypy: allow-untyped-defs
+"""Requantization of accumulators, 16 lanes at a time (SPEC 2): shared by `linear`, `patch_embed`, `conv1d`, `gate`."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from intsim.arithmetic import limits
+from intsim.kernels import vector as v
+from intsim.kernels.common import kernel, round_shift, saturate
+from intsim.kernels.memory import int8_at, int16_at, int32_at
+from intsim.program import Array, Tensor
+
+
+class Requantize:
+    """The step from an int32 accumulator to an output tensor, bound to its shifts.
+
+    shift [C] for each channel, row_shift [L or 1] for each token, both added; together within -31 .. 31.  `narrow`: no
+    shift is negative, so that 32 bits are enough, because the proof of SPEC 7 includes the rounding constant.
+    """
+
+    def __init__(self, tensor: Tensor, shift: Array, row_shift: Array, mode: int):
+        padded = -(-len(shift) // v.LANES) * v.LANES
+        self.shift = np.zeros(padded, dtype=np.int32)
+        self.shift[: len(shift)] = shift
+        self.row_shift = np.array(row_shift, dtype=np.int64)
+        self.narrow = int(shift.min() + row_shift.min() >= 0)
+        self.low, self.high = limits(tensor.bits, tensor.signed)
+        self.size = tensor.dtype.itemsize
+        self.mode = mode
+
+
+@kernel
+def half_lanes(s, mode):
+    """The rounding constants 2^(s-1) (0 for s = 0, or if the mode adds none) of shifts 0 .. 31."""
+    one = v.splat(np.int32(1))
+    half = v.lshr(v.shl(one, s), one)
+    return v.bit_and(half, v.splat(np.int32(-(mode & 1))))
+
+
+@kernel
+def round_lanes(x, s, half, mode):
+    """round_shift(x, s) for 0 <= s <= 31, half = half_lanes(s, mode); x + half must fit 32 bits."""
+    y = v.add(x, half)
+    if mode > 1:  # half_away, half_even: some ties go down
+        one = v.splat(np.int32(1))
+        away = v.bit_and(v.splat(np.int32((mode >> 1) & 1)), v.ashr(x, v.splat(np.int32(31))))
+        floor = v.bit_xor(v.ashr(x, s), v.splat(np.int32(-1)))
+        tie = v.bit_or(away, v.bit_and(v.splat(np.int32((mode >> 2) & 1)), floor))
+        y = v.sub(y, v.bit_and(tie, v.minimum(s, one)))
+    return v.ashr(y, s)
+
+
+@kernel
+def clamp_lanes(x, low, high):
+    return v.maximum(v.minimum(x, v.splat(np.int32(high))), v.splat(np.int32(low)))
+
+
+@kernel
+def wide_lanes(x, s, low, high, mode):
+    """saturate(round_shift(x, s)) in 64 bits, for shifts -31 .. 31."""
+    values = np.empty(16, dtype=np.int32)
+    shifts = np.empty(16, dtype=np.int32)
+    v.store_int32(values, 0, x)
+    v.store_int32(shifts, 0, s)
+    for i in range(16):
+        values[i] = saturate(round_shift(np.int64(values[i]), np.int64(shifts[i]), mode), low, high)
+    return v.load_int32(values, 0)
+
+
+@kernel
+def requantize_lanes(x, s, half, mode, low, high, narrow):
+    """requantize(x, s) (SPEC 2)."""
+    if narrow:
+        return clamp_lanes(round_lanes(x, s, half, mode), low, high)
+    return wide_lanes(x, s, low, high, mode)
+
+
+@kernel
+def store_lanes(address, size, n, x):
+    """The first n lanes as consecutive integers of `size` bytes, 1, 2 or 4."""
+    if size == 1:
+        bytes_ = int8_at(address, 16)
+        if n >= 16:
+            v.store_int8(bytes_, 0, x)
+        else:
+            v.store_some_int8(bytes_, 0, n, x)
+    elif size == 2:
+        words = int16_at(address, 16)
+        if n >= 16:
+            v.store_int16(words, 0, x)
+        else:
+            v.store_some_int16(words, 0, n, x)
+    else:
+        doubles = int32_at(address, 16)
+        if n >= 16:
+            v.store_int32(doubles, 0, x)
+        else:
+            v.store_some_int32(doubles, 0, n, x)

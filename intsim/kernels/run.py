@@ -1,0 +1,74 @@
+# mypy: allow-untyped-defs
+"""Runs many steps in one call, shared by threads: the only compiled function that is called from Python.
+
+A step is a kernel with its arguments; a task is a chain of steps on a range of rows (or channels); tasks of one phase
+do not depend on each other, and a phase begins when the one before is done.  Every thread takes the next task that is
+left, so that none waits for one that has not started, and which thread runs a task never changes its result.
+"""
+
+from __future__ import annotations
+
+from intsim.kernels.add import add
+from intsim.kernels.common import kernel
+from intsim.kernels.conv1d import conv1d
+from intsim.kernels.gate import gate
+from intsim.kernels.insert_token import insert_token
+from intsim.kernels.linear import linear
+from intsim.kernels.memory import fetch, fetch_add, give_way
+from intsim.kernels.patch_embed import patch_embed
+from intsim.kernels.rmsnorm import rmsnorm
+from intsim.kernels.rom import rom
+from intsim.kernels.scan import scan
+from intsim.kernels.select_token import select_token
+
+PATIENCE = 20_000  # looks at a counter before the CPU is given away
+COUNTERS = 16  # int64 from phase to phase, so that two phases share no cache line
+
+
+@kernel
+def run(steps, begins, chains, tasks, phases, counters, scratch):
+    """What one thread does.
+
+    steps int64: the arguments of all steps, each behind its code; begins int64 [n + 1]: where each step begins;
+    chains int64: steps of the chains, one after the other; tasks int64 [tasks, 4]: first and behind the last place in
+    `chains`, first and behind the last row; phases int64 [phases + 1]: first task of each; counters int64
+    [phases * COUNTERS], zeros at first: tasks taken, tasks done; scratch: address of this thread's memory.
+    """
+    for phase in range(phases.shape[0] - 1):
+        count = phases[phase + 1] - phases[phase]
+        while True:
+            task = fetch_add(counters, phase * COUNTERS)
+            if task >= count:
+                break
+            first, last, start, stop = tasks[phases[phase] + task]
+            for place in range(first, last):
+                step = chains[place]
+                code = steps[begins[step]]
+                a = steps[begins[step] + 1 : begins[step + 1]]
+                if code == 0:
+                    linear(a, start, stop, scratch)
+                elif code == 1:
+                    patch_embed(a, start, stop, scratch)
+                elif code == 2:
+                    insert_token(a, start, stop)
+                elif code == 3:
+                    add(a, start, stop)
+                elif code == 4:
+                    select_token(a, start, stop)
+                elif code == 5:
+                    rom(a, start, stop)
+                elif code == 6:
+                    conv1d(a, start, stop)
+                elif code == 7:
+                    gate(a, start, stop)
+                elif code == 8:
+                    rmsnorm(a, start, stop, scratch)
+                elif code == 9:
+                    scan(a, start, stop, scratch)
+            fetch_add(counters, phase * COUNTERS + 8)
+        looks = 0
+        while fetch(counters, phase * COUNTERS + 8) < count:
+            looks += 1
+            if looks > PATIENCE:
+                give_way()
+

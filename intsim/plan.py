@@ -1,0 +1,199 @@
+"""The plan of a run: operators in phases, tasks for threads, buffers with their places, all before the first run.
+
+Operators whose row r needs no other row of what the same phase makes run one after the other on a block of rows, while
+it is in the cache; the scans share their channels.  A buffer is used again when the last phase that reads it is over.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Collection, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from itertools import zip_longest
+
+import numpy as np
+
+from intsim.kernels.base import BATCH, In, Kernel, Out
+from intsim.kernels.memory import address_of
+from intsim.kernels.run import COUNTERS, run
+from intsim.kernels.scan import BLOCK
+from intsim.program import Array, Program, Tensor
+
+GRAIN = 20_000  # nanoseconds of work that are worth a task of their own
+ROWS = 64  # most rows of a task: what its operators make stays in the cache
+CHANNELS = 4 * BLOCK  # of a task of a scan: a whole line of the cache
+LINE = 64  # bytes
+INNER_ALIGNED = 4  # rows of a task: a tile of the matrix products
+
+
+class Workers:
+    """`threads` threads.  The caller's thread is the first; the others wait in a pool."""
+
+    def __init__(self, threads: int):
+        self.threads = threads
+        self._pool: ThreadPoolExecutor | None = None
+        self._process = 0
+
+    def each(self, count: int, part: Callable[[int], None]) -> None:
+        """Calls part(0) .. part(count - 1) at the same time, at most `threads` of them; raises the first error."""
+        if count <= 1:
+            part(0)
+            return
+        if self._pool is None or self._process != os.getpid():  # a fork has no threads
+            self._pool = ThreadPoolExecutor(self.threads - 1, thread_name_prefix="intsim")
+            self._process = os.getpid()
+        others = [self._pool.submit(part, i) for i in range(1, count)]
+        try:
+            part(0)
+        finally:
+            errors = [other.exception() for other in others]
+        for error in errors:
+            if error is not None:
+                raise error
+
+
+def size_of(tensor: Tensor, batch: int) -> int:
+    """Bytes of a tensor of `batch` images, whole cache lines."""
+    return -(-batch * int(np.prod(tensor.shape)) * tensor.dtype.itemsize // LINE) * LINE
+
+
+class Plan:
+    """One way through a list of kernels for `batch` images; runs one batch at a time.
+
+    given: tensors that the caller brings (`image`); wanted: tensors that it gets, every other has its place in `arena`.
+    """
+
+    def __init__(self, program: Program, kernels: list[Kernel], batch: int, wanted: Collection[str], threads: int):
+        self.levels = levels_of(kernels)
+        self.made = {  # tensor -> its kernel
+            k.op.tensor(port): k
+            for k in kernels
+            for port in k.op.outputs
+            if port not in k.inner() or k.op.tensor(port) in wanted
+        }
+        self.places = place(program, kernels, self.levels, self.made, batch, wanted)
+        end = max((at + size for at, size in self.places.values()), default=0)
+        self.arena = np.empty(end + LINE, dtype=np.uint8)
+        base = address_of(self.arena) + -address_of(self.arena) % LINE
+        numbers: list[int] = []
+        begins = [0]
+        self.open: list[tuple[int, str]] = []  # position in `steps` of an address that each run brings
+        for k in kernels:
+            numbers.append(k.code)
+            for argument in k.arguments():
+                name = None
+                if argument is BATCH:
+                    argument = batch
+                elif isinstance(argument, In):
+                    name = k.op.inputs[argument]
+                elif isinstance(argument, Out):
+                    name = k.op.tensor(argument)
+                    argument = 0
+                if name in self.places:
+                    argument = base + self.places[name][0]
+                elif name is not None and (name in self.made or isinstance(argument, In)):
+                    self.open.append((len(numbers), name))
+                    argument = 0
+                numbers.append(int(argument))
+            begins.append(len(numbers))
+        self.steps, self.begins = np.array(numbers, dtype=np.int64), np.array(begins, dtype=np.int64)
+        self._share(kernels, batch, threads)
+        self.counters = np.zeros((len(self.phases) - 1) * COUNTERS, dtype=np.int64)
+        widest = int(np.diff(self.phases).max(initial=1))
+        self.threads = min(threads, widest)
+        size = -(-max(k.scratch for k in kernels) // LINE) * LINE + LINE
+        self.memory = np.empty((self.threads, size), dtype=np.uint8)
+        self.scratch = [address_of(row) + -address_of(row) % LINE for row in self.memory]
+
+    def _share(self, kernels: list[Kernel], batch: int, threads: int) -> None:
+        """Makes `chains`, `tasks` and `phases` (see kernels.run)."""
+        chains: list[int] = []
+        tasks: list[tuple[int, int, int, int]] = []
+        phases = [0]
+        for level in range(max(self.levels) + 1):
+            groups: dict[object, list[int]] = {}
+            for i, k in enumerate(kernels):
+                if self.levels[i] == level:
+                    groups.setdefault((i,) if k.by_channel else k.tokens, []).append(i)
+            shared = []
+            for members in groups.values():
+                first = len(chains)
+                chains += members
+                ranges = split([kernels[i] for i in members], batch, threads)
+                shared.append([(first, len(chains), start, stop) for start, stop in ranges])
+            tasks += [task for some in zip_longest(*shared) for task in some if task is not None]
+            phases.append(len(tasks))
+        self.chains, self.tasks = np.array(chains, dtype=np.int64), np.array(tasks, dtype=np.int64)
+        self.phases = np.array(phases, dtype=np.int64)
+
+    def run(self, workers: Workers, brought: Mapping[str, Array]) -> None:
+        """brought: arrays of all tensors that are given or wanted, [batch, *shape], contiguous, in their containers."""
+        for position, name in self.open:
+            self.steps[position] = address_of(brought[name])
+        self.counters[:] = 0
+
+        def part(thread: int) -> None:
+            scratch = self.scratch[thread]
+            run(self.steps, self.begins, self.chains, self.tasks, self.phases, self.counters, scratch)
+
+        workers.each(self.threads, part)
+
+
+def levels_of(kernels: list[Kernel]) -> list[int]:
+    """Phase of each kernel: the first in which its inputs are there, or appear row by row in the same chain."""
+    makers: dict[str, int] = {k.op.tensor(port): i for i, k in enumerate(kernels) for port in k.op.outputs}
+    levels: list[int] = []
+    for k in kernels:
+        level = 0
+        for port, name in k.op.inputs.items():
+            if name in makers:
+                maker = kernels[makers[name]]
+                rows = not k.by_channel and not maker.by_channel and k.tokens == maker.tokens
+                level = max(level, levels[makers[name]] + (0 if rows and port in k.aligned else 1))
+        levels.append(level)
+    return levels
+
+
+def place(
+    program: Program,
+    kernels: list[Kernel],
+    levels: list[int],
+    made: Mapping[str, Kernel],
+    batch: int,
+    wanted: Collection[str],
+) -> dict[str, tuple[int, int]]:
+    """tensor -> (offset, bytes) in the arena, for all that are made and not wanted.
+
+    Two tensors overlap only if the last phase that touches the one is over before the first that touches the other.
+    """
+    first = {k.op.tensor(port): levels[i] for i, k in enumerate(kernels) for port in k.op.outputs}
+    last = dict(first)
+    for i, k in enumerate(kernels):
+        for name in k.op.inputs.values():
+            if name in last:
+                last[name] = max(last[name], levels[i])
+    places: dict[str, tuple[int, int]] = {}
+    alive: list[str] = []
+    for name in sorted((name for name in made if name not in wanted), key=first.__getitem__):
+        alive = [other for other in alive if last[other] >= first[name]]
+        size = size_of(program.tensors[name], batch)
+        at = 0
+        for offset, length in sorted(places[other] for other in alive):
+            if offset - at >= size:
+                break
+            at = max(at, offset + length)
+        places[name] = (at, size)
+        alive.append(name)
+    return places
+
+
+def split(kernels: list[Kernel], batch: int, threads: int) -> list[tuple[int, int]]:
+    """Ranges of rows (or channels) of a chain's tasks."""
+    k = kernels[0]
+    total = k.channels if k.by_channel else batch * k.tokens
+    cost = total * sum(k.row_cost for k in kernels) * (batch if k.by_channel else 1)
+    most, unit = (CHANNELS, BLOCK) if k.by_channel else (ROWS, INNER_ALIGNED)
+    count = max(-(-total // most), min(2 * threads, cost // GRAIN) if threads > 1 else 1)
+    size = -(-total // count // unit) * unit if total >= count * unit else unit
+    return [(start, min(start + size, total)) for start in range(0, total, size)]
+
