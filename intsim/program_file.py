@@ -1,6 +1,7 @@
 """Reading and writing a Program file: safetensors with the description in its metadata (SPEC 3.1).
 
-Reading checks the digest first, then everything else; nothing in a file is executed.
+Reading checks the digest first, then everything else; nothing in a file is executed.  The file is mapped into memory,
+not copied: the arrays are views of it, and a change of theirs stays in the process.
 """
 
 from __future__ import annotations
@@ -8,22 +9,28 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import mmap
 import os
 from pathlib import Path
 from typing import Any
 
-import safetensors
+import numpy as np
 import safetensors.numpy
 
 from intsim import SPEC_VERSION
 from intsim.errors import ProgramError
 from intsim.files import write_atomically
-from intsim.program import Constant, Operator, Program, Tensor, Term
+from intsim.program import Array, Constant, Operator, Program, Tensor, Term
 from intsim.validate import validate
 
 KEY = "intsim"
 MARK = rb"\"sha256\":\""
 ZEROS = b"0" * 64
+DTYPES = {  # those of safetensors that NumPy has; `validate` names a constant that is not of integers
+    f"{kind}{8 * size}": np.dtype(f"<{kind.lower()}{size}")
+    for kind, sizes in (("I", (1, 2, 4, 8)), ("U", (1, 2, 4, 8)), ("F", (2, 4, 8)))
+    for size in sizes
+}
 MAX_HEADER = 64 << 20
 MAX_FILE = 4 << 30
 MAX_MESSAGE = 1000
@@ -88,19 +95,24 @@ def load_program(path: str | os.PathLike[str]) -> Program:
             raise ProgramError("cannot be read: it is not a regular file")
         if size > MAX_FILE:
             raise ProgramError(f"it has {size} bytes, at most {MAX_FILE} are allowed")
-        data = Path(path).read_bytes()
+        with open(path, "rb") as file:
+            data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY) if size else bytearray()
     except OSError as problem:
         raise ProgramError(f"{path}: cannot be read: {problem.strerror}") from None
     except ValueError as problem:  # ProgramError is one
         raise ProgramError(f"{path}: {problem}") from None
     try:
-        return parse_program(data)
+        return _printable(data)
     except ProgramError as problem:
         raise ProgramError(f"{path}: {problem}") from None
 
 
 def parse_program(data: bytes) -> Program:
     """A Program from the bytes of its file; ProgramError, one printable line, if anything is wrong."""
+    return _printable(bytearray(data))  # a copy, so that the arrays can be written
+
+
+def _printable(data: bytearray | mmap.mmap) -> Program:
     try:
         return _parse(data)
     except ProgramError as problem:
@@ -113,7 +125,7 @@ def one_line(message: str) -> str:
     return shown if len(shown) <= MAX_MESSAGE else shown[:MAX_MESSAGE] + "..."
 
 
-def _parse(data: bytes) -> Program:
+def _parse(data: bytearray | mmap.mmap) -> Program:
     if len(data) < 8:
         raise ProgramError(f"not a Program file: it has only {len(data)} bytes")
     length = int.from_bytes(data[:8], "little")
@@ -124,7 +136,10 @@ def _parse(data: bytes) -> Program:
         raise ProgramError("not a Program file: no description with a sha256")
     at += len(MARK)
     stated = data[at : at + 64]
-    digest = hashlib.sha256(data[:at] + ZEROS + data[at + 64 :]).hexdigest()
+    hasher = hashlib.sha256()
+    for part in (memoryview(data)[:at], ZEROS, memoryview(data)[at + 64 :]):
+        hasher.update(part)
+    digest = hasher.hexdigest()
     if digest.encode() != stated:
         raise ProgramError("the sha256 of its content is not the one it states: the file was changed or truncated")
     try:
@@ -133,13 +148,16 @@ def _parse(data: bytes) -> Program:
         if not isinstance(metadata, dict) or set(metadata) != {KEY}:
             raise ProgramError(f"not a Program file: its __metadata__ must have the key {KEY!r} and no other")
         description = strict_json(metadata[KEY])
-        arrays = safetensors.numpy.load(data)
     except ProgramError:
         raise
     except RecursionError:
         raise ProgramError("not a Program file: its JSON is nested too deeply") from None
-    except Exception as problem:  # whatever safetensors raises, for instance for a dtype that NumPy lacks
+    except (KeyError, TypeError, ValueError, AttributeError) as problem:
         raise ProgramError(f"not a Program file: {type(problem).__name__}: {problem}") from None
+    try:
+        arrays = views({name: entry for name, entry in header.items() if name != "__metadata__"}, data, 8 + length)
+    except (KeyError, TypeError, ValueError, AttributeError) as problem:  # ProgramError is a ValueError
+        raise ProgramError(f"not a Program file: {problem}") from None
     try:
         program = from_description(description)
     except ProgramError:
@@ -152,6 +170,28 @@ def _parse(data: bytes) -> Program:
     program.digest = digest
     validate(program)
     return program
+
+
+def views(entries: dict[str, Any], data: bytearray | mmap.mmap, start: int) -> dict[str, Array]:
+    """The arrays of a safetensors file, whose data begin at byte `start`: one behind the other, without a gap."""
+    arrays: dict[str, Array] = {}
+    end = 0
+    for name, entry in sorted(entries.items(), key=lambda item: item[1]["data_offsets"]):
+        if set(entry) != {"dtype", "shape", "data_offsets"} or entry["dtype"] not in DTYPES:
+            raise ProgramError(f"array {name!r} needs a shape, data_offsets and a dtype of {', '.join(DTYPES)}")
+        dtype = DTYPES[entry["dtype"]]
+        shape = [integer(n, name, "shape") for n in typed(entry["shape"], list, "shape")]
+        first, last = (integer(n, name, "data offset") for n in entry["data_offsets"])
+        if min(shape, default=0) < 0 or first != end or last - first != math.prod(shape) * dtype.itemsize:
+            raise ProgramError(f"the data of array {name!r} are not where its shape says")
+        end = last
+        if start + end > len(data):
+            break
+        array = np.frombuffer(data, dtype, math.prod(shape), start + first) if first < last else np.empty(0, dtype)
+        arrays[name] = np.require(array, dtype.newbyteorder("="), ["ALIGNED"]).reshape(shape)
+    if start + end != len(data):
+        raise ProgramError("its data are longer or shorter than its arrays")
+    return arrays
 
 
 def strict_json(text: str) -> Any:

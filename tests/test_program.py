@@ -10,6 +10,7 @@ from __future__ import annotations
 import copy
 import hashlib
 import json
+import mmap
 import re
 import struct
 from collections.abc import Callable, Iterator
@@ -700,3 +701,20 @@ def test_a_shared_constant_may_not_change() -> None:
     with pytest.raises(ProgramError, match="exp2.rom is shared"):
         b.add("scan", "second", scan.inputs, constants, {"abar_fraction": 15}, formats)
     assert np.array_equal(program.arrays["exp2.rom"], before)
+
+
+def test_a_loaded_program_is_mapped_and_its_file_stays(tmp_path: Path) -> None:
+    """The arrays are views of the file's pages; a change of theirs does not reach the file."""
+    path = tmp_path / "p.safetensors"
+    save_program(random_program(5, Size()), path)
+    before = path.read_bytes()
+    program = load_program(path)
+    bases = set()
+    for array in program.arrays.values():
+        while isinstance(array.base, np.ndarray):
+            array = array.base
+        bases.add(type(array.base).__name__)
+    assert bases == {mmap.mmap}
+    program.arrays["head.weight"][:] = 1
+    assert path.read_bytes() == before
+    assert not np.array_equal(load_program(path).arrays["head.weight"], program.arrays["head.weight"])
