@@ -146,7 +146,7 @@ def write_bundle(
         }
         for name, files in zip(program.constants, write_sheets(pool, folder, sheets).values(), strict=True):
             content["constants"][name]["files"] = files
-        content["images"] = []
+        content["images"] = manifest.Packed()
         (folder / "images").mkdir()
         for index, image in enumerate(images):
             place = f"images/{index:04d}"
@@ -167,7 +167,8 @@ def write_bundle(
             content["images"].append(entry)
             progress(index + 1)
         manifest.seal(content, command, time)
-        (folder / manifest.NAME).write_text(manifest.render(content), encoding="ascii", newline="\n")
+        with open(folder / manifest.NAME, "w", encoding="ascii", newline="\n") as file:
+            file.writelines(manifest.rendered(content))
     return content
 
 

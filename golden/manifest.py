@@ -9,6 +9,8 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+import zlib
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from golden.formats.style import Style
@@ -130,6 +132,27 @@ def describe(program: Program, style: Style = PLAIN) -> dict[str, Any]:
     }
 
 
+class Packed(Sequence[Any]):
+    """A list of JSON values that is kept compressed, so that a manifest of many images takes little memory.
+
+    Most of an image's entry are paths that follow from names; what is left are its hashes.
+    """
+
+    def __init__(self) -> None:
+        self._items: list[bytes] = []
+
+    def append(self, item: Any) -> None:
+        self._items.append(zlib.compress(json.dumps(item).encode(), 1))
+
+    def __len__(self) -> int:
+        return len(self._items)
+
+    def __getitem__(self, i: Any) -> Any:
+        if isinstance(i, slice):
+            return [self[k] for k in range(*i.indices(len(self)))]
+        return json.loads(zlib.decompress(self._items[i]))
+
+
 def canonical(value: Any) -> bytes:
     """JSON in the one form that is hashed: keys sorted, no white space, ASCII."""
     return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=True).encode()
@@ -137,8 +160,20 @@ def canonical(value: Any) -> bytes:
 
 def content_digest(manifest: dict[str, Any]) -> str:
     """SHA-256 over everything of a manifest but `run` and `content_sha256` itself."""
-    content = {key: value for key, value in manifest.items() if key not in ("run", "content_sha256")}
-    return hashlib.sha256(canonical(content)).hexdigest()
+    digest = hashlib.sha256()
+    between = b"{"
+    for key in sorted(manifest.keys() - {"run", "content_sha256"}):
+        digest.update(between + canonical(key) + b":")
+        value = manifest[key]
+        if isinstance(value, Packed):  # one at a time
+            for i, item in enumerate(value):
+                digest.update((b"," if i else b"[") + canonical(item))
+            digest.update(b"]" if value else b"[]")
+        else:
+            digest.update(canonical(value))
+        between = b","
+    digest.update(b"}")
+    return digest.hexdigest()
 
 
 def run_digest(content_sha256: str, command: str, time: str) -> str:
@@ -155,7 +190,25 @@ def seal(manifest: dict[str, Any], command: str, time: str) -> None:
 
 def render(value: Any) -> str:
     """JSON text for people: a field a line, lists of numbers and of text on one line, ASCII, one final line break."""
-    return _render(value, 0) + "\n"
+    return "".join(rendered(value))
+
+
+def rendered(value: Any) -> Iterator[str]:
+    """The same in pieces: the fields of an object one by one, and within them the items of what is `Packed`."""
+    if not isinstance(value, dict) or not value:
+        yield _render(value, 0) + "\n"
+        return
+    between = "{\n"
+    for key, item in value.items():
+        yield f"{between} {json.dumps(key)}: "
+        if isinstance(item, Packed) and item:
+            for i, entry in enumerate(item):
+                yield (",\n" if i else "[\n") + "  " + _render(entry, 2)
+            yield "\n ]"
+        else:
+            yield _render([] if isinstance(item, Packed) else item, 1)
+        between = ",\n"
+    yield "\n}\n"
 
 
 def _render(value: Any, depth: int) -> str:

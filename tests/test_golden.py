@@ -1,6 +1,7 @@
 """Golden bundles: formats, manifest, verification, interruption, and the stranger who has nothing else."""
 
 import errno
+import hashlib
 import json
 import os
 import shutil
@@ -8,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from itertools import islice
 from pathlib import Path
 
 import jsonschema
@@ -425,13 +427,14 @@ def test_a_full_disk_is_told_and_leaves_nothing(tmp_path, program, monkeypatch, 
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         return whole_write(*args, **kw)
 
-    def full_text(*args, **kw):
+    def full_text(content):
+        yield from islice(whole_text(content), 9)
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    whole_write = Path.write_bytes
+    whole_write, whole_text = Path.write_bytes, manifest.rendered
     monkeypatch.setattr(Path, "write_bytes", full)
     if fail_at == "manifest":
-        monkeypatch.setattr(Path, "write_text", full_text)
+        monkeypatch.setattr(manifest, "rendered", full_text)
     with pytest.raises(UserError, match="cannot be written: No space left on device"):
         make(tmp_path / "out", program)
     assert leftovers(tmp_path) == []
@@ -510,3 +513,17 @@ def test_an_interrupted_run_leaves_no_bundle(tmp_path, program, number):
     for folder in rest:  # what kill -9 leaves does not pass for a bundle
         with pytest.raises(UserError, match="was not finished"):
             verify(folder)
+
+
+@pytest.mark.parametrize("images", [[], [{"a": [1, 2], "b": {}}, {"c": [{"d": [""]}]}]])
+def test_a_packed_list_is_the_list(images):
+    """A manifest with its images packed is hashed and written as the same manifest with them in a list."""
+    packed = manifest.Packed()
+    for entry in images:
+        packed.append(entry)
+    assert list(packed) == images == packed[:]
+    plain, small = ({"x": 1, "images": found, "e": {}, "content_sha256": "", "run": 1} for found in (images, packed))
+    assert manifest.content_digest(plain) == manifest.content_digest(small)
+    canonical = manifest.canonical({"x": 1, "images": images, "e": {}})
+    assert manifest.content_digest(plain) == hashlib.sha256(canonical).hexdigest()
+    assert manifest.render(plain) == manifest.render(small) == manifest._render(plain, 0) + "\n"
