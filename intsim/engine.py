@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -118,6 +118,33 @@ def bind(program: Program, op: Operator) -> Kernel:
     return KERNELS[op.kind](program, op)
 
 
+Bound = Callable[[Mapping[str, Array], Collection[str]], dict[str, Array]]
+
+
+def bind_operator(program: Program, op: Operator, threads: int | None = None) -> Bound:
+    """One operator of a Program, which need not be complete, bound to its kernel once, to be called many times.
+
+    The call takes its inputs by tensor name ([batch, *shape], contiguous, in their containers) and the ports that are
+    wanted, and returns those by tensor name.
+    """
+    kernel = bind(program, op)
+    workers = Workers(available_threads() if threads is None else threads)
+    plans: dict[tuple[int, frozenset[str]], Plan] = {}
+
+    def call(values: Mapping[str, Array], ports: Collection[str]) -> dict[str, Array]:
+        batch = len(values[next(iter(op.inputs.values()))])
+        tensors = {name: program.tensors[name] for name in map(op.tensor, ports)}
+        made = {name: np.empty((batch, *tensor.shape), tensor.dtype) for name, tensor in tensors.items()}
+        if batch:
+            key = (batch, frozenset(made))
+            if key not in plans:
+                plans[key] = Plan(program, [kernel], batch, made, workers.threads)
+            plans[key].run(workers, {**values, **made})
+        return made
+
+    return call
+
+
 def run_operator(
     program: Program, op: Operator, values: Mapping[str, Array], ports: Collection[str], threads: int | None = None
 ) -> dict[str, Array]:
@@ -127,10 +154,4 @@ def run_operator(
     tensor name.
     """
     inputs = {name: np.array(values[name], order="C") for name in op.inputs.values()}
-    batch = len(next(iter(inputs.values())))
-    threads = available_threads() if threads is None else threads
-    names = [op.tensor(port) for port in ports]
-    made = {name: np.empty((batch, *program.tensors[name].shape), program.tensors[name].dtype) for name in names}
-    if batch:
-        Plan(program, [bind(program, op)], batch, names, threads).run(Workers(threads), {**inputs, **made})
-    return made
+    return bind_operator(program, op, threads)(inputs, ports)

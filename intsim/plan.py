@@ -7,9 +7,12 @@ it is in the cache; the scans share their channels.  A buffer is used again when
 from __future__ import annotations
 
 import os
+import threading
+import weakref
 from collections.abc import Callable, Collection, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from itertools import zip_longest
+from queue import SimpleQueue
 
 import numpy as np
 
@@ -21,35 +24,66 @@ from intsim.program import Array, Program, Tensor
 
 GRAIN = 20_000  # nanoseconds of work that are worth a task of their own
 ROWS = 64  # most rows of a task: what its operators make stays in the cache
-CHANNELS = 4 * BLOCK  # of a task of a scan: a whole line of the cache
+SHARES = 3  # tasks of a phase for each thread, if they are worth it
 LINE = 64  # bytes
-INNER_ALIGNED = 4  # rows of a task: a tile of the matrix products
+TILE = 4  # rows of a tile of the matrix products: a task has whole tiles
+
+Work = SimpleQueue[Callable[[], None] | None]
 
 
 class Workers:
-    """`threads` threads.  The caller's thread is the first; the others wait in a pool."""
+    """`threads` threads: the caller's, and others that wait for work."""
 
     def __init__(self, threads: int):
         self.threads = threads
-        self._pool: ThreadPoolExecutor | None = None
         self._process = 0
+        self._work: Work = SimpleQueue()
 
-    def each(self, count: int, part: Callable[[int], None]) -> None:
-        """Calls part(0) .. part(count - 1) at the same time, at most `threads` of them; raises the first error."""
-        if count <= 1:
-            part(0)
+    def call(self, count: int, part: Callable[[int], None]) -> None:
+        """Calls part(0) here and offers part(1) .. part(count - 1) to other threads.
+
+        Returns when part(0) does: that must do, or wait for, whatever the others have begun.  Raises its error, or one
+        that another part has met by then.
+        """
+        errors: list[BaseException] = []
+
+        def offered(i: int) -> None:
+            try:
+                part(i)
+            except BaseException as error:
+                errors.append(error)
+
+        if count > 1:
+            if self._process != os.getpid():  # a fork has no threads
+                self._start()
+            for i in range(1, count):
+                self._work.put(partial(offered, i))
+        part(0)
+        if errors:
+            raise errors[0]
+
+    def _start(self) -> None:
+        self._process = os.getpid()
+        work: Work = SimpleQueue()
+        self._work = work
+        for _ in range(self.threads - 1):
+            threading.Thread(target=serve, args=(work,), name="intsim", daemon=True).start()
+        weakref.finalize(self, dismiss, work, self.threads - 1)
+
+
+def serve(work: Work) -> None:
+    """What a thread does until it is dismissed."""
+    while True:
+        item = work.get()
+        if item is None:
             return
-        if self._pool is None or self._process != os.getpid():  # a fork has no threads
-            self._pool = ThreadPoolExecutor(self.threads - 1, thread_name_prefix="intsim")
-            self._process = os.getpid()
-        others = [self._pool.submit(part, i) for i in range(1, count)]
-        try:
-            part(0)
-        finally:
-            errors = [other.exception() for other in others]
-        for error in errors:
-            if error is not None:
-                raise error
+        item()
+        del item  # it holds the buffers of a run
+
+
+def dismiss(work: Work, threads: int) -> None:
+    for _ in range(threads):
+        work.put(None)
 
 
 def size_of(tensor: Tensor, batch: int) -> int:
@@ -98,7 +132,6 @@ class Plan:
             begins.append(len(numbers))
         self.steps, self.begins = np.array(numbers, dtype=np.int64), np.array(begins, dtype=np.int64)
         self._share(kernels, batch, threads)
-        self.counters = np.zeros((len(self.phases) - 1) * COUNTERS, dtype=np.int64)
         widest = int(np.diff(self.phases).max(initial=1))
         self.threads = min(threads, widest)
         size = -(-max(k.scratch for k in kernels) // LINE) * LINE + LINE
@@ -130,13 +163,13 @@ class Plan:
         """brought: arrays of all tensors that are given or wanted, [batch, *shape], contiguous, in their containers."""
         for position, name in self.open:
             self.steps[position] = address_of(brought[name])
-        self.counters[:] = 0
+        counters = np.zeros(len(self.phases) * COUNTERS, dtype=np.int64)  # its own for each run: a helper may be late
 
         def part(thread: int) -> None:
             scratch = self.scratch[thread]
-            run(self.steps, self.begins, self.chains, self.tasks, self.phases, self.counters, scratch)
+            run(self.steps, self.begins, self.chains, self.tasks, self.phases, counters, scratch, thread)
 
-        workers.each(self.threads, part)
+        workers.call(self.threads, part)
 
 
 def levels_of(kernels: list[Kernel]) -> list[int]:
@@ -191,9 +224,11 @@ def split(kernels: list[Kernel], batch: int, threads: int) -> list[tuple[int, in
     """Ranges of rows (or channels) of a chain's tasks."""
     k = kernels[0]
     total = k.channels if k.by_channel else batch * k.tokens
-    cost = total * sum(k.row_cost for k in kernels) * (batch if k.by_channel else 1)
-    most, unit = (CHANNELS, BLOCK) if k.by_channel else (ROWS, INNER_ALIGNED)
-    count = max(-(-total // most), min(2 * threads, cost // GRAIN) if threads > 1 else 1)
-    size = -(-total // count // unit) * unit if total >= count * unit else unit
+    if k.by_channel:
+        # blocks that share a line of the cache far from each other, so that no two threads write to it at a time
+        starts = [start for first in range(0, LINE, BLOCK) for start in range(first, total, LINE)]
+        return [(start, min(start + BLOCK, total)) for start in starts]
+    cost = total * sum(k.row_cost for k in kernels)
+    count = max(-(-total // ROWS), min(SHARES * threads, cost // GRAIN) if threads > 1 else 1)
+    size = -(-total // count // TILE) * TILE if total >= count * TILE else TILE
     return [(start, min(start + size, total)) for start in range(0, total, size)]
-

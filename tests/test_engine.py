@@ -10,6 +10,8 @@ import os
 import re
 import subprocess
 import sys
+import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 from fractions import Fraction
 from math import isqrt
@@ -182,7 +184,6 @@ def program() -> Program:
 @pytest.mark.parametrize("threads", [2, 3, 7])
 def test_threads(program: Program, threads: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(plan, "GRAIN", 1)  # share even the smallest operator
-    monkeypatch.setattr(plan, "CHANNELS", scan.BLOCK)
     images = images_for(program, 3)
     alone = Engine(program, threads=1)
     shared = Engine(program, threads=threads)
@@ -329,12 +330,50 @@ def test_bad_arguments(program: Program) -> None:
 
 
 def test_an_error_in_a_worker_is_raised() -> None:
+    met = threading.Event()
+
     def part(thread: int) -> None:
         if thread:
+            met.set()
             raise ValueError("worker")
+        met.wait(60)
+        time.sleep(0.1)
 
     with pytest.raises(ValueError, match="worker"):
-        plan.Workers(2).each(2, part)
+        plan.Workers(2).call(2, part)
+
+
+def test_a_late_helper_finds_the_door_closed(program: Program) -> None:
+    """It touches nothing: neither tasks nor its memory."""
+    images = images_for(program, 1)
+    bound = Engine(program, threads=1)._kernels
+    p = plan.Plan(program, bound, 1, {program.logits}, 2)
+    calls: list[Any] = []
+
+    class Never(plan.Workers):
+        def call(self, count: int, part: Any) -> None:
+            calls.append(part)
+            part(0)
+
+    logits = np.zeros((1, *program.tensors[program.logits].shape), np.int32)
+    p.run(Never(2), {"image": images, program.logits: logits})
+    assert np.array_equal(logits, Engine(program).run(images)[program.logits])
+    logits[:] = 7
+    p.memory[:] = 7
+    calls[0](1)
+    assert (logits == 7).all() and (p.memory == 7).all()
+
+
+def test_threads_end_with_their_workers() -> None:
+    before = threading.active_count()
+    workers = plan.Workers(3)
+    workers.call(3, lambda thread: None)
+    del workers
+    for _ in range(100):
+        if threading.active_count() <= before:
+            break
+        time.sleep(0.05)
+    assert threading.active_count() <= before
 
 
 # --- the shared arithmetic, against the text of SPEC 2 in exact fractions ---
@@ -479,8 +518,8 @@ def test_scans(rounding: str, lowest: int, states: int, channels: int) -> None:
                 numbers = [*inputs, *outputs, *sizes, *constants, m, mode, *ranges, 2, bits // 8, 1]
                 step = np.array([scan.Scan.code, *numbers], dtype=np.int64)
                 one = [np.array(n, dtype=np.int64) for n in ([0, len(step)], [0], [[0, 1, 0, channels]], [0, 1])]
-                counters = np.zeros(run.COUNTERS, dtype=np.int64)
-                run.run(step, *one, counters, memory.address_of(scratch) + -memory.address_of(scratch) % 64)
+                counters = np.zeros(2 * run.COUNTERS, dtype=np.int64)
+                run.run(step, *one, counters, memory.address_of(scratch) + -memory.address_of(scratch) % 64, 0)
                 found.append(y)
         assert not (found[0] == 1).all()
         for y in found[1:]:

@@ -32,7 +32,7 @@ class Kernel:
     code: which step of `intsim.kernels.run` computes it.
     tokens: rows of its output for each image; by_channel: its work is shared by channels instead.
     aligned: inputs of which row r of the output needs no row but r.
-    row_cost: nanoseconds of a row, roughly; for by_channel, of a channel of one image.
+    row_cost: nanoseconds of a row, roughly.
     scratch: bytes of working memory that a thread needs.
     """
 

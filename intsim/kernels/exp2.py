@@ -62,7 +62,8 @@ def exp2_rows(codes, count, a, f, packed, m, mode, table, at):
     rounding, value' = -value - 1 is summed, 4096 * (98304 - rom[j]) + (rom[j] - rom[j + 1]) * r - 4096 * 98304 - 1,
     and s itself sits above the fraction of the product, so that one shift brings it down.
     """
-    over, f = v.splat(np.int32(max(f - 19, 0))), min(f, 19)
+    over, f = max(f - 19, 0), min(f, 19)
+    right = v.splat(np.int32(over))
     left, fraction = v.splat(np.int32(19 - f)), v.splat(np.int32(f))
     twelve, low_bits, place = v.splat(np.int32(12)), v.splat(np.int32(4095)), v.splat(np.int32(4096 << 16))
     offset, one, word = v.splat(np.int32(-(98304 << 12) - 1)), v.splat(np.int32(1)), v.splat(np.int32(65535))
@@ -70,7 +71,10 @@ def exp2_rows(codes, count, a, f, packed, m, mode, table, at):
     base, last = v.splat(np.int32((29 - mode - m) << f)), v.splat(np.int32(mode))
     zero = v.splat(np.int32(0))
     for i in range(count):
-        p = v.add(v.lshr(v.add_pairs(zero, v.splat_element(codes, i), a), over), base)
+        if over:
+            p = v.add(v.lshr(v.add_pairs(zero, v.splat_element(codes, i), a), right), base)
+        else:
+            p = v.add_pairs(base, v.splat_element(codes, i), a)
         t = v.shl(p, left)
         pair = v.look_up_128(packed, v.lshr(t, twelve))
         value = v.add_pairs(offset, pair, v.bit_or(v.bit_and(t, low_bits), place))

@@ -77,15 +77,14 @@ def address_in(typing: Any, array: Any, i: Any) -> Any:
 
 
 @intrinsic
-def fetch_add(typing: Any, array: Any, i: Any) -> Any:
-    """Adds 1 to element i of an int64 array, atomically; returns what it was."""
+def fetch_add(typing: Any, array: Any, i: Any, value: Any) -> Any:
+    """Adds to element i of an int64 array, atomically; returns what it was."""
 
     def generate(context: Any, builder: Any, sig: Any, args: Any) -> Any:
         data = context.make_array(sig.args[0])(context, builder, args[0]).data
-        one = ir.Constant(ir.IntType(64), 1)
-        return builder.atomic_rmw("add", builder.gep(data, [args[1]]), one, "seq_cst")
+        return builder.atomic_rmw("add", builder.gep(data, [args[1]]), args[2], "seq_cst")
 
-    return types.int64(array, types.intp), generate
+    return types.int64(array, types.intp, types.int64), generate
 
 
 @intrinsic

@@ -3,7 +3,8 @@
 
 A step is a kernel with its arguments; a task is a chain of steps on a range of rows (or channels); tasks of one phase
 do not depend on each other, and a phase begins when the one before is done.  Every thread takes the next task that is
-left, so that none waits for one that has not started, and which thread runs a task never changes its result.
+left, so that none waits for one that has not started, and which thread runs a task never changes its result.  A helper
+that comes when the caller's thread is through finds the door closed.
 """
 
 from __future__ import annotations
@@ -21,23 +22,29 @@ from intsim.kernels.rom import rom
 from intsim.kernels.scan import scan
 from intsim.kernels.select_token import select_token
 
+CLOSED = 1 << 32
 PATIENCE = 20_000  # looks at a counter before the CPU is given away
 COUNTERS = 16  # int64 from phase to phase, so that two phases share no cache line
 
 
 @kernel
-def run(steps, begins, chains, tasks, phases, counters, scratch):
+def run(steps, begins, chains, tasks, phases, counters, scratch, helper):
     """What one thread does.
 
     steps int64: the arguments of all steps, each behind its code; begins int64 [n + 1]: where each step begins;
     chains int64: steps of the chains, one after the other; tasks int64 [tasks, 4]: first and behind the last place in
     `chains`, first and behind the last row; phases int64 [phases + 1]: first task of each; counters int64
-    [phases * COUNTERS], zeros at first: tasks taken, tasks done; scratch: address of this thread's memory.
+    [(phases + 1) * COUNTERS], zeros at first: of each phase tasks taken and tasks done, then helpers that came and
+    that left; scratch: address of this thread's memory; helper: 0 for the caller's thread, which returns when all is
+    done.
     """
+    door = (phases.shape[0] - 1) * COUNTERS
+    if helper and fetch_add(counters, door, 1) >= CLOSED:
+        return
     for phase in range(phases.shape[0] - 1):
         count = phases[phase + 1] - phases[phase]
         while True:
-            task = fetch_add(counters, phase * COUNTERS)
+            task = fetch_add(counters, phase * COUNTERS, 1)
             if task >= count:
                 break
             first, last, start, stop = tasks[phases[phase] + task]
@@ -65,10 +72,20 @@ def run(steps, begins, chains, tasks, phases, counters, scratch):
                     rmsnorm(a, start, stop, scratch)
                 elif code == 9:
                     scan(a, start, stop, scratch)
-            fetch_add(counters, phase * COUNTERS + 8)
-        looks = 0
-        while fetch(counters, phase * COUNTERS + 8) < count:
-            looks += 1
-            if looks > PATIENCE:
-                give_way()
+            fetch_add(counters, phase * COUNTERS + 8, 1)
+        wait_for(counters, phase * COUNTERS + 8, count)
+    if helper:
+        fetch_add(counters, door + 8, 1)
+    else:
+        wait_for(counters, door + 8, fetch_add(counters, door, CLOSED))
+
+
+@kernel
+def wait_for(counters, i, count):
+    """Returns when counters[i] has reached `count`."""
+    looks = 0
+    while fetch(counters, i) < count:
+        looks += 1
+        if looks > PATIENCE:
+            give_way()
 
