@@ -8,7 +8,7 @@ import numpy as np
 from intsim.kernels import vector as v
 from intsim.kernels.base import In, Kernel, Out, pad
 from intsim.kernels.common import kernel
-from intsim.kernels.memory import address_in, int8_at, int32_at
+from intsim.kernels.memory import int8_at, int32_at
 from intsim.kernels.requantize import Requantize, half_lanes, requantize_lanes, store_lanes
 from intsim.program import Operator, Program
 
@@ -19,6 +19,7 @@ class Conv1d(Kernel):
     """Input x [L, E] in token order; `acc` int32 [L, E], `out` [L, E] in processing order."""
 
     code = 6
+    scratch = 64
 
     def __init__(self, program: Program, op: Operator):
         super().__init__(program, op)
@@ -51,17 +52,17 @@ class Conv1d(Kernel):
 
 
 @kernel
-def conv1d(a, start, stop):
+def conv1d(a, start, stop, scratch):
     """Rows start .. stop - 1 of all images.  a: Conv1d.arguments()."""
     x, acc_out, out, tokens, width, reverse, taps, weight_at, bias_at, shift_at, mode, low, high, narrow = a[:14]
     whole = 0
     if not acc_out:
         whole = a[14]
-        convolve_bytes(a, start, stop)
+        convolve_bytes(a, start, stop, scratch)
     padded = (width + 15) // 16 * 16
     weight = int8_at(weight_at, taps * padded)
     bias, shift = int32_at(bias_at, padded), int32_at(shift_at, padded)
-    edge = np.zeros(16, dtype=np.int8)
+    edge = int8_at(scratch, 16)
     for c in range(whole, padded, 16):
         lanes = min(16, width - c)
         s = v.load_int32(shift, c)
@@ -90,12 +91,13 @@ def conv1d(a, start, stop):
 
 
 @kernel
-def convolve_bytes(a, start, stop):
+def convolve_bytes(a, start, stop, scratch):
     """The same for the channels in whole blocks of BYTES and at most 4 taps, with byte products (vector.py)."""
     x, out, tokens, width, reverse, low, high = a[0], a[2], a[3], a[4], a[5], a[11], a[12]
     whole, weight_at, bias_at, shift_at = a[14:18]
     weight, bias, shift = int8_at(weight_at, whole * 4), int32_at(bias_at, whole), int32_at(shift_at, whole)
-    nothing = np.zeros(BYTES, dtype=np.int8)
+    nothing = int8_at(scratch, BYTES)
+    nothing[:] = 0
     flip = v.splat(np.int32(-2139062144))  # 0x80 in each byte
     for c in range(0, whole, BYTES):
         w0, w1 = v.load_bytes(weight, 4 * c), v.load_bytes(weight, 4 * c + 64)
@@ -108,10 +110,9 @@ def convolve_bytes(a, start, stop):
             t = r % tokens
             newest = x + (r - t + (tokens - 1 - t if reverse else t)) * width + c
             step = -width if reverse else width
-            none = address_in(nothing, 0)
-            x0 = v.load_bytes(int8_at(newest - 3 * step if t >= 3 else none, BYTES), 0)
-            x1 = v.load_bytes(int8_at(newest - 2 * step if t >= 2 else none, BYTES), 0)
-            x2 = v.load_bytes(int8_at(newest - step if t >= 1 else none, BYTES), 0)
+            x0 = v.load_bytes(int8_at(newest - 3 * step if t >= 3 else scratch, BYTES), 0)
+            x1 = v.load_bytes(int8_at(newest - 2 * step if t >= 2 else scratch, BYTES), 0)
+            x2 = v.load_bytes(int8_at(newest - step if t >= 1 else scratch, BYTES), 0)
             x3 = v.load_bytes(int8_at(newest, BYTES), 0)
             x0, x1, x2, x3 = v.bit_xor(x0, flip), v.bit_xor(x1, flip), v.bit_xor(x2, flip), v.bit_xor(x3, flip)
             low_01, high_01 = v.unpack_low_bytes(x0, x1), v.unpack_high_bytes(x0, x1)

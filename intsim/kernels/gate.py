@@ -17,6 +17,7 @@ class Gate(Kernel):
     """Inputs y, g [L, E] in token order, y_b [L, E] in processing order; `acc` int32, `out` [L, E]."""
 
     code = 7
+    scratch = 64
     aligned = ("y", "g")
 
     def __init__(self, program: Program, op: Operator):
@@ -38,7 +39,7 @@ class Gate(Kernel):
 
 
 @kernel
-def gate(a, start, stop):
+def gate(a, start, stop, scratch):
     """Rows start .. stop - 1 of all images.  a: Gate.arguments()."""
     y, y_b, g, acc_out, out, tokens, width, left_at, left_b_at, shift_at, row_shift_at, period = a[:12]
     mode, low, high, narrow = a[12:16]
@@ -46,7 +47,7 @@ def gate(a, start, stop):
     shift = int32_at(shift_at, padded)
     left, left_b = int64_at(left_at, tokens), int64_at(left_b_at, tokens)
     row_shift = int64_at(row_shift_at, period)
-    edge = np.zeros((3, 16), dtype=np.int8)
+    edge, edge_b, edge_g = int8_at(scratch, 16), int8_at(scratch + 16, 16), int8_at(scratch + 32, 16)
     for r in range(start, stop):
         t = r % tokens
         s = tokens - 1 - t
@@ -68,8 +69,8 @@ def gate(a, start, stop):
                 one, other, factor = v.load_int8(forward, c), v.load_int8(backward, c), v.load_int8(factors, c)
             else:
                 for i in range(lanes):
-                    edge[0, i], edge[1, i], edge[2, i] = forward[c + i], backward[c + i], factors[c + i]
-                one, other, factor = v.load_int8(edge[0], 0), v.load_int8(edge[1], 0), v.load_int8(edge[2], 0)
+                    edge[i], edge_b[i], edge_g[i] = forward[c + i], backward[c + i], factors[c + i]
+                one, other, factor = v.load_int8(edge, 0), v.load_int8(edge_b, 0), v.load_int8(edge_g, 0)
             acc = v.mul(v.add(v.shl(one, up), v.shl(other, up_b)), factor)
             place = r * width + c
             if acc_out:

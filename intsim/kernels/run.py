@@ -65,9 +65,9 @@ def run(steps, begins, chains, tasks, phases, counters, scratch, helper):
                 elif code == 5:
                     rom(a, start, stop)
                 elif code == 6:
-                    conv1d(a, start, stop)
+                    conv1d(a, start, stop, scratch)
                 elif code == 7:
-                    gate(a, start, stop)
+                    gate(a, start, stop, scratch)
                 elif code == 8:
                     rmsnorm(a, start, stop, scratch)
                 elif code == 9:

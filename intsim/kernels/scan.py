@@ -178,19 +178,16 @@ def scan_lanes(a, start, stop, scratch):
     rom, d = int32_at(a[ROM], 129), int32_at(a[D], channels)
     b_shift, token_shift = int32_at(a[B_SHIFT], channels), int64_at(a[TOKEN_SHIFT], tokens)
     y_shift, y_row_shift = int32_at(a[Y_SHIFT], channels), int64_at(a[Y_ROW_SHIFT], tokens)
-    table = uint16_at(scratch, BLOCK * 256 * padded)
-    seen = np.zeros((block, 256), dtype=np.uint8)
-    h = np.empty(block * padded, dtype=np.int32)
-    row_b = np.zeros(padded, dtype=np.int32)
-    row_c = np.zeros(padded, dtype=np.int32)
-    dx = np.empty(block, dtype=np.int32)
-    half = np.empty(block, dtype=np.int32)
-    right = np.empty(block, dtype=np.int32)
-    some = np.empty(block, dtype=np.int32)  # 1 where something is shifted out
-    total = np.empty(block, dtype=np.int32)
-    up = np.empty(block, dtype=np.int32)
-    most = np.empty(block, dtype=np.int32)  # 2^(30-up)
-    least = np.empty(block, dtype=np.int32)
+    table, at = uint16_at(scratch, BLOCK * 256 * padded), scratch + BLOCK * 512 * padded
+    seen, at = uint8_at(at, BLOCK * 256), at + BLOCK * 256
+    h, at = int32_at(at, BLOCK * padded), at + BLOCK * padded * 4
+    row_b, row_c, at = int32_at(at, padded), int32_at(at + 4 * padded, padded), at + 8 * padded
+    dx, half, right, total = int32_at(at, 16), int32_at(at + 64, 16), int32_at(at + 128, 16), int32_at(at + 192, 16)
+    some, up = int32_at(at + 256, 16), int32_at(at + 320, 16)  # some: 1 where something is shifted out
+    most, least = int32_at(at + 384, 16), int32_at(at + 448, 16)  # 2^(30-up) and its negative
+    seen[:] = 0
+    row_b[:] = 0
+    row_c[:] = 0
     use = np.int32(-(mode & 1))
     exact = mode > 1  # half_away, half_even: some ties go down
     away = v.splat(np.int32((mode >> 1) & 1))
@@ -236,8 +233,8 @@ def scan_lanes(a, start, stop, scratch):
             for j in range(block):
                 code = np.int64(delta_row[j])
                 row = (j * 256 + code) * padded
-                if seen[j, code] == 0:
-                    seen[j, code] = 1
+                if seen[j * 256 + code] == 0:
+                    seen[j * 256 + code] = 1
                     f = fraction[start + j]
                     if f >= 4:
                         exp2_row(code, a_flat, (start + j) * padded, padded, f, rom, m, mode, table, row)
