@@ -33,6 +33,10 @@ class Int32x16(types.Type):
 
 
 int32x16 = Int32x16()
+
+# LLVM reads the assembly of `add_pairs` whenever it makes code of it, also of code that comes from a cache.
+binding.initialize_native_asmparser()
+
 I1 = ir.IntType(1)
 I8 = ir.IntType(8)
 I16 = ir.IntType(16)
@@ -255,7 +259,6 @@ def _instruction(emit: Any) -> Any:
 
 def _add_pairs(builder: Any, acc: Any, a: Any, b: Any) -> Any:
     # as assembly, because LLVM takes the intrinsic apart into a product and an addition
-    binding.initialize_native_asmparser()
     function = ir.FunctionType(I32X16, [I32X16] * 3)
     return builder.asm(function, "vpdpwssd $3, $2, $0", "=v,0,v,v", [acc, a, b], False)
 
