@@ -11,7 +11,7 @@ everything with a state axis) are then never made at all.
 from __future__ import annotations
 
 import os
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -120,6 +120,25 @@ class Engine:
         return {name: values[name] for name in names}
 
 
+Bound = Callable[[Mapping[str, Array], Collection[str]], dict[str, Array]]
+
+
+def bind_operator(program: Program, op: Operator, threads: int | None = None) -> Bound:
+    """One operator of a Program, which need not be complete, bound to its kernel once, to be called many times.
+
+    The call takes its inputs by tensor name ([batch, *shape], contiguous, in their containers) and the ports that are
+    wanted, and returns those by tensor name.  Arrays of an earlier call may be written again.
+    """
+    kernel = KERNELS[op.kind](program, op)
+    workers = Workers(available_threads() if threads is None else threads)
+
+    def call(values: Mapping[str, Array], ports: Collection[str]) -> dict[str, Array]:
+        made = kernel.run(workers, {port: values[name] for port, name in op.inputs.items()}, set(ports))
+        return {op.tensor(port): made[port] for port in ports}
+
+    return call
+
+
 def run_operator(
     program: Program, op: Operator, values: Mapping[str, Array], ports: Collection[str], threads: int | None = None
 ) -> dict[str, Array]:
@@ -128,7 +147,5 @@ def run_operator(
     values: its inputs by tensor name, [batch, *shape] in their containers.  Returns the outputs named in `ports`, by
     tensor name.
     """
-    kernel = KERNELS[op.kind](program, op)
-    inputs = {port: np.array(values[name], order="C") for port, name in op.inputs.items()}
-    made = kernel.run(Workers(available_threads() if threads is None else threads), inputs, set(ports))
-    return {op.tensor(port): made[port] for port in ports}
+    inputs = {name: np.array(values[name], order="C") for name in op.inputs.values()}
+    return bind_operator(program, op, threads)(inputs, ports)
