@@ -147,10 +147,10 @@ def test_the_peak_loop_does_its_work(instruction: bench_peak.Instruction) -> Non
 
 
 def test_the_copy_loop_copies() -> None:
-    copier = bench_peak.Copier(1 << 10, 1)
-    copier.run(4, None)
-    source, target = copier.arrays[0]
-    assert np.array_equal(target, source ^ 3) and copier.bytes(4) == 4 * 2 * 1024
+    copier = bench_peak.Copier(1 << 10, bench_peak.Team(3))
+    copier.run(4)
+    assert len(copier.arrays) == 3 and copier.bytes(4) == 4 * 3 * 2 * 1024
+    assert all(np.array_equal(target, source ^ 3) for source, target in copier.arrays)
 
 
 def test_peak_memory_is_the_commands_own() -> None:

@@ -27,12 +27,11 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
@@ -50,9 +49,14 @@ from intsim.program import Array, Operator, Program
 from intsim.program_file import load_program, program_bytes
 from intsim.synthetic import VIM, Size, random_program
 
+if TYPE_CHECKING:
+    from bench_peak import Team
+
 SECTIONS = ("matmul", "speed", "scan", "operators", "start", "golden", "sequence", "scaling", "memory")
 MIB = 1 << 20
 SAMPLE = 4e-3  # seconds that one sample lasts at least: a shorter call is repeated
+LEAD = 20e-3  # seconds: a call that is shorter than this is not timed the first time after a pause
+STEPS = 3_000_000  # of the peak loop, ten ms: waking the threads takes a tenth of one
 BUSY = 0.5  # load average above which others disturb the figures
 PAUSE = 25e-3  # seconds between samples: after torch, OpenMP's threads spin on for many ms, on the next one's cores
 SLOW = 4  # a call that takes so many times the seconds of its comparison is sampled once
@@ -103,7 +107,7 @@ PLANS = {
     ),
     "quick": Plan(
         mode="quick",
-        models={EMBEDDED: (1, 8, 32), "tiny": (1, 8)},
+        models={EMBEDDED: (1, 8), "tiny": (1, 8)},
         sizes=VIM,
         seconds=0.7,
         limit=4,
@@ -165,11 +169,12 @@ def interleave(calls: Mapping[str, Callable[[], Any]], seconds: float, rounds: i
     Every call is warmed up first.  A sample of a short call is the mean of several in a row, after as many that are
     not timed: they wake the threads and bring back what the others have driven out of the caches.
     """
-    times, wanted = {}, {}
+    times, wanted, shortest = {}, {}, {}
     for name, call in calls.items():
         estimate = timed(call)
         if estimate < seconds:  # the first call may have compiled or allocated
             estimate = timed(call)
+        shortest[name] = estimate
         times[name] = max(1, round(SAMPLE / max(estimate, 1e-9)))
         least = rounds if estimate < SLOW * seconds else 1
         wanted[name] = max(least, round(seconds / (max(estimate, 2 * SAMPLE) + PAUSE)))
@@ -180,7 +185,7 @@ def interleave(calls: Mapping[str, Callable[[], Any]], seconds: float, rounds: i
             if turn * wanted[name] // max(wanted.values()) < len(found[name].samples):
                 continue
             time.sleep(PAUSE)
-            if times[name] > 1:
+            if shortest[name] < LEAD:
                 timed(call, times[name])
             found[name].samples.append(timed(call, times[name]))
     return found
@@ -195,7 +200,6 @@ class Bench:
     def __init__(self, plan: Plan, programs: Mapping[str, Path], say: Callable[[str], None]):
         self.plan, self.say = plan, say
         self.threads = available_threads()
-        self.pool = ThreadPoolExecutor(self.threads - 1) if self.threads > 1 else None
         self.started = time.monotonic()
         self.result: dict[str, Any] = {"mode": plan.mode, "skipped": [], "machine": machine(self.threads)}
         self.result.update({bar.key: None for bar in bench_report.BARS})
@@ -248,11 +252,10 @@ class Bench:
     def matmul(self) -> None:
         """The machine's peaks, and every matmul of Vim-Tiny against torch._int_mm, in turns."""
         import torch
-        from bench_peak import Multiplier
+        from bench_peak import Multiplier, Team
 
-        peak = Multiplier()
-        steps = 1 + int(SAMPLE / 10 * 4e11) // peak.macs(1, 1)
-        multiplied = peak.macs(steps, self.threads) / 1e9
+        team, peak = Team(self.threads), Multiplier()
+        multiplied = peak.macs(STEPS, team) / 1e9
         program = self.program("tiny")
         rows = []
         for op, shape in matmuls(program):
@@ -272,7 +275,7 @@ class Bench:
 
             calls = {
                 "intsim": bound,
-                "peak": lambda: peak.run(steps, self.pool, self.threads),
+                "peak": lambda: peak.run(STEPS, team),
                 "torch": spread(lambda x=x, w=w: torch._int_mm(x, w)),
                 "torch, contiguous": spread(lambda x=x, w=flat: torch._int_mm(x, w)),
             }
@@ -297,17 +300,17 @@ class Bench:
                 }
             )
         peaks = statistics.median(row["peak_gmac_per_s"] for row in rows)
-        self.result["peaks"] = {"instruction": peak.instruction, "gmac_per_s": peaks, **self.copying()}
+        self.result["peaks"] = {"instruction": peak.instruction, "gmac_per_s": peaks, **self.copying(team)}
         self.result["matmul"] = rows
         self.result.update(matmul_figures(rows))
 
-    def copying(self) -> dict[str, float]:
+    def copying(self, team: Team) -> dict[str, float]:
         """GB/s read and written by the copy loop in the caches and in memory."""
         from bench_peak import Copier
 
-        near, far = Copier(CACHE_BYTES, self.threads), Copier(MEMORY_BYTES, self.threads)
-        turns = 1 + int(SAMPLE / 10 * 1e11) // near.bytes(1)
-        found = self.interleave({"near": lambda: near.run(turns, self.pool), "far": lambda: far.run(1, self.pool)})
+        near, far = Copier(CACHE_BYTES, team), Copier(MEMORY_BYTES, team)
+        turns = (1 << 30) // (2 * CACHE_BYTES)
+        found = self.interleave({"near": lambda: near.run(turns), "far": lambda: far.run(1)})
         return {
             "cache_kib": 2 * CACHE_BYTES // 1024,
             "cache_gb_per_s": near.bytes(turns) / found["near"].median / 1e9,
@@ -807,7 +810,7 @@ def read_report(path: Path) -> dict[str, Any]:
         found = json.loads(path.read_text())
     except (OSError, ValueError) as problem:
         raise UserError(f"{path}: cannot be read as a report: {problem}") from None
-    if not isinstance(found, dict) or not {"mode", "machine", "speed"} <= set(found):
+    if not isinstance(found, dict) or not {"mode", "machine", "bars"} <= set(found):
         raise UserError(f"{path}: is not a report of tools/bench.py")
     return found
 

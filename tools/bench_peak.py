@@ -1,9 +1,10 @@
 """What this machine can do at most: int8 multiply-accumulates in registers, and bytes copied; measured, not looked up.
 
-    peak = Multiplier()                    # the widest instruction that the CPU has
+    team = Team(2)                         # two threads, each on a CPU of its own
+    peak = Multiplier()                    # the fastest instruction that the CPU has
     peak.instruction                       # "vpdpbusd 512"
-    peak.run(1000, pool, threads=2)        # does peak.macs(1000, 2) multiply-accumulates
-    Copier(1 << 17, threads=2).run(1000, pool)
+    peak.run(1000, team)                   # does peak.macs(1000, team) multiply-accumulates
+    Copier(1 << 17, team).run(1000)
 
 The multiply loop has nothing but the instruction in it: independent accumulators, enough of them to hide its latency,
 no loads and no stores.  A matmul cannot be faster.
@@ -11,6 +12,7 @@ no loads and no stores.  A matmul cannot be faster.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -140,8 +142,31 @@ def compiled(instruction: Instruction) -> Any:
     return loop
 
 
+class Team:
+    """Threads that start together.  Each is bound to a CPU: woken from a sleep, two may share one for milliseconds."""
+
+    def __init__(self, threads: int):
+        self.threads = threads
+        cpus = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
+        self._pools = [
+            ThreadPoolExecutor(1, initializer=_bind, initargs=(cpus[i % len(cpus)] if cpus else None,))
+            for i in range(threads)
+        ]
+
+    def run(self, work: Callable[[int], Any]) -> list[Any]:
+        """[work(0), work(1), ...], each in its own thread."""
+        running = [pool.submit(work, i) for i, pool in enumerate(self._pools)]
+        return [each.result() for each in running]
+
+
+def _bind(cpu: int | None) -> None:
+    """Binds the calling thread to a CPU, where the system has that."""
+    if cpu is not None:
+        os.sched_setaffinity(0, {cpu})
+
+
 class Multiplier:
-    """The loop of an instruction (default: the CPU's fastest), on any number of threads."""
+    """The loop of an instruction (default: the CPU's fastest)."""
 
     def __init__(self, instruction: Instruction | None = None):
         self.kind = available()[0] if instruction is None else instruction
@@ -151,13 +176,13 @@ class Multiplier:
     def instruction(self) -> str:
         return self.kind.name
 
-    def macs(self, count: int, threads: int) -> int:
-        """Multiply-accumulates of run(count, threads)."""
-        return count * threads * self.kind.chains * self.kind.lanes * self.kind.products
+    def macs(self, count: int, team: Team) -> int:
+        """Multiply-accumulates of run(count, team)."""
+        return count * team.threads * self.kind.chains * self.kind.lanes * self.kind.products
 
-    def run(self, count: int, pool: ThreadPoolExecutor | None, threads: int) -> int:
-        """`count` (at least 1) steps on each of `threads` threads; the loop's sum of the last one."""
-        return int(_each(pool, threads, lambda i: self.loop(count, i, 0x01020304, 0x01FF02FE)))
+    def run(self, count: int, team: Team) -> None:
+        """`count` (at least 1) steps on each thread."""
+        team.run(lambda i: self.loop(count, i, 0x01020304, 0x01FF02FE))
 
 
 @numba.njit("void(int64[::1], int64[::1], int64)", nogil=True)
@@ -171,22 +196,13 @@ def copy(source, target, times):  # type: ignore[no-untyped-def]
 class Copier:
     """The copy loop: each thread has two arrays of `size` bytes of its own."""
 
-    def __init__(self, size: int, threads: int):
-        self.size, self.threads = size, threads
-        self.arrays = [(np.arange(size // 8), np.zeros(size // 8, dtype=np.int64)) for _ in range(threads)]
+    def __init__(self, size: int, team: Team):
+        self.team = team
+        self.arrays = [(np.arange(size // 8), np.zeros(size // 8, dtype=np.int64)) for _ in range(team.threads)]
 
     def bytes(self, times: int) -> int:
         """Bytes read and written by run(times)."""
-        return 2 * times * self.threads * (self.size // 8 * 8)
+        return times * sum(source.nbytes + target.nbytes for source, target in self.arrays)
 
-    def run(self, times: int, pool: ThreadPoolExecutor | None) -> None:
-        _each(pool, self.threads, lambda i: copy(*self.arrays[i], times))
-
-
-def _each(pool: ThreadPoolExecutor | None, threads: int, work: Callable[[int], Any]) -> Any:
-    """work(0) .. work(threads - 1), the last in the caller's thread; returns what the last one returned."""
-    others = [pool.submit(work, i) for i in range(threads - 1)] if pool is not None else []
-    mine = work(threads - 1)
-    for other in others:
-        other.result()
-    return mine
+    def run(self, times: int) -> None:
+        self.team.run(lambda i: copy(*self.arrays[i], times))

@@ -95,7 +95,7 @@ def _bar_rows(result: Result) -> Iterator[tuple[str, str, str, str]]:
 def speed_rows(result: Result) -> Iterator[dict[str, Any]]:
     """One row for each model and batch: {"model", "batch", engine: seconds an image or None, "ratio"}."""
     rows: dict[tuple[str, int], dict[str, Any]] = {}
-    for entry in result["speed"]:
+    for entry in result.get("speed") or []:
         key = entry["model"], entry["batch"]
         row = rows.setdefault(key, {"model": key[0], "batch": key[1], **dict.fromkeys(ENGINES)})
         row[entry["engine"]] = entry["seconds_per_image"]
