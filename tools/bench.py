@@ -256,6 +256,7 @@ class Bench:
 
         team, peak = Team(self.threads), Multiplier()
         multiplied = peak.macs(STEPS, team) / 1e9
+        torch.set_num_threads(self.threads)
         program = self.program("tiny")
         rows = []
         for op, shape in matmuls(program):
@@ -266,18 +267,11 @@ class Bench:
             w = torch.from_numpy(rng.integers(-128, 128, (n, k), dtype=np.int8)).t()
             flat = w.contiguous()
 
-            def spread(work: Callable[[], Any]) -> Callable[[], Any]:
-                def call() -> Any:
-                    torch.set_num_threads(self.threads)
-                    return work()
-
-                return call
-
             calls = {
                 "intsim": bound,
                 "peak": lambda: peak.run(STEPS, team),
-                "torch": spread(lambda x=x, w=w: torch._int_mm(x, w)),
-                "torch, contiguous": spread(lambda x=x, w=flat: torch._int_mm(x, w)),
+                "torch": lambda x=x, w=w: torch._int_mm(x, w),
+                "torch, contiguous": lambda x=x, w=flat: torch._int_mm(x, w),
             }
             try:
                 calls["torch"]()
