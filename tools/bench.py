@@ -57,7 +57,6 @@ MIB = 1 << 20
 SAMPLE = 4e-3  # seconds that one sample lasts at least: a shorter call is repeated
 LEAD = 20e-3  # seconds: a call that is shorter than this is not timed the first time after a pause
 STEPS = 3_000_000  # of the peak loop, ten ms: waking the threads takes a tenth of one
-BUSY = 0.5  # load average above which others disturb the figures
 PAUSE = 25e-3  # seconds between samples: after torch, OpenMP's threads spin on for many ms, on the next one's cores
 SLOW = 4  # a call that takes so many times the seconds of its comparison is sampled once
 CACHE_BYTES, MEMORY_BYTES = 128 << 10, 32 << 20  # one array of the copy loop
@@ -209,7 +208,7 @@ class Bench:
     def run(self, sections: Collection[str]) -> dict[str, Any]:
         """All of `sections`; returns the report."""
         load = self.result["machine"]["load"]
-        if load > BUSY:
+        if load > bench_report.BUSY:
             self.say(f"the load is {load}: other processes run, and the figures will suffer")
         for section in SECTIONS:
             if section not in sections:

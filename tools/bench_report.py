@@ -21,6 +21,7 @@ Result = dict[str, Any]
 ENGINES = {"intsim": "intsim", "float32": "float32 torch", "fakequant": "fake-quant torch"}
 COLOURS = {"intsim": "#1b6ca8", "float32": "#e08a1e", "fakequant": "#9a9a9a"}
 MARK = "bench"
+BUSY = 0.5  # load average at the start of a run above which others disturb its figures
 
 
 @dataclass(frozen=True)
@@ -221,6 +222,8 @@ def markdown(result: Result) -> str:
     lines += ["| " + " | ".join(row) + " |" for row in _bar_rows(result)]
     run = "" if result["mode"] == "full" else f" ({result['mode']} run)"
     lines += ["", f"One run{run} on {machine_line(result)}."]
+    if result["machine"]["load"] > BUSY:
+        lines += ["", f"Preliminary: other processes ran at the same time (load {result['machine']['load']})."]
     return "\n".join(lines)
 
 
