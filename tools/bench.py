@@ -56,6 +56,7 @@ SECTIONS = ("matmul", "speed", "scan", "operators", "start", "golden", "sequence
 MIB = 1 << 20
 SAMPLE = 4e-3  # seconds that one sample lasts at least: a shorter call is repeated
 LEAD = 20e-3  # seconds: a call that is shorter than this is not timed the first time after a pause
+AGAIN = 0.5  # seconds: a first call that is shorter may have been slow for having been the first
 STEPS = 3_000_000  # of the peak loop, ten ms: waking the threads takes a tenth of one
 PAUSE = 25e-3  # seconds between samples: after torch, OpenMP's threads spin on for many ms, on the next one's cores
 SLOW = 4  # a call that takes so many times the seconds of its comparison is sampled once
@@ -322,16 +323,17 @@ class Bench:
                     self.skip(f"{VIM_NAMES[model]} at batch {batch} (no time left)")
                     continue
                 self.say(f"        {VIM_NAMES[model]}, batch {batch}")
-                calls, settings = {}, {}
+                calls = {}
                 for engine, runner in runners.items():
-                    if engine not in last and engine != "intsim":
-                        last[engine] = timed(lambda runner=runner: runner(1))
-                    expected = last.get(engine, 0) * batch
+                    # what a call takes, from the batch before or, at the first, from one image
+                    expected = (last[engine] if engine in last else runner.choose(1)) * batch
                     if engine != "intsim" and expected > self.plan.limit:
                         what = f"{bench_report.ENGINES[engine]}, {VIM_NAMES[model]} at batch {batch}"
                         self.skip(f"{what} (about {expected:.0f} s a call)")
+                        last.setdefault(engine, expected / batch)
                         continue
-                    settings[engine] = runner.choose(batch)
+                    if batch > 1:
+                        runner.choose(batch)
                     calls[engine] = lambda runner=runner, batch=batch: runner(batch)
                 for engine, timing in self.interleave(calls).items():
                     last[engine] = timing.median / batch
@@ -341,7 +343,7 @@ class Bench:
                             "batch": batch,
                             "engine": engine,
                             "seconds_per_image": timing.median / batch,
-                            "setting": settings[engine],
+                            "threads": runners[engine].threads,
                             **timing.to_json(batch),
                         }
                     )
@@ -375,7 +377,7 @@ class Bench:
             pixels = torch.from_numpy(images).permute(0, 3, 1, 2).contiguous() / 255 - mean
         engine, fake = Engine(program, self.threads), FakeQuant(program)
         return {
-            "intsim": Runner(lambda n: engine.run(images[:n])),
+            "intsim": Runner(lambda n: engine.run(images[:n]), self.threads),
             "float32": TorchRunner(lambda n: network(pixels[:n]), self.threads),
             "fakequant": TorchRunner(lambda n: fake.run(images[:n]), self.threads),
         }
@@ -414,7 +416,7 @@ class Bench:
                 {
                     "operator": name,
                     "kind": op.kind,
-                    "shape": list(program.tensors[op.tensor(bounds[name].ports[0])].shape),
+                    "shape": list(program.tensors[op.tensor("acc" if macs else bounds[name].ports[0])].shape),
                     "count": sum(plain_name(other.name) == name for other in program.operators),
                     "seconds": each,
                     "rate": rate,
@@ -539,42 +541,42 @@ class Bench:
 
 
 class Runner:
-    """Calls `work(batch)`; `choose` may pick a way to do so, and says which."""
+    """An engine on images that it has: `runner(batch)` runs the first `batch` of them, on `threads` threads."""
 
-    def __init__(self, work: Callable[[int], Any]):
-        self.work = work
+    def __init__(self, work: Callable[[int], Any], threads: int):
+        self.work, self.threads = work, threads
 
     def __call__(self, batch: int) -> Any:
         return self.work(batch)
 
-    def choose(self, batch: int) -> str:
-        return "all threads"
+    def choose(self, batch: int) -> float:
+        """Settles how this batch is run; returns the seconds of a call."""
+        return timed(lambda: self(batch))
 
 
 class TorchRunner(Runner):
     """Runs torch without gradients, on one thread or on all: whichever is faster at this batch."""
 
     def __init__(self, work: Callable[[int], Any], threads: int):
-        super().__init__(work)
-        self.all = self.used = threads
+        super().__init__(work, threads)
+        self.all = threads
 
     def __call__(self, batch: int) -> Any:
         import torch
 
-        torch.set_num_threads(self.used)
+        torch.set_num_threads(self.threads)
         with torch.inference_mode():
             return self.work(batch)
 
-    def choose(self, batch: int) -> str:
-        best = float("inf")
+    def choose(self, batch: int) -> float:
+        seconds = {}
         for threads in sorted({1, self.all}):
-            before, self.used = self.used, threads
-            seconds = timed(lambda: self(batch))
-            if seconds < best:
-                best = seconds
-            else:
-                self.used = before
-        return f"{self.used} threads"
+            self.threads = threads
+            seconds[threads] = timed(lambda: self(batch))
+            if seconds[threads] < AGAIN:
+                seconds[threads] = timed(lambda: self(batch))
+        self.threads = min(seconds, key=lambda threads: seconds[threads])
+        return seconds[self.threads]
 
 
 class Bound:

@@ -213,12 +213,15 @@ def show(result: Result, console: Console) -> None:
 
 def markdown(result: Result) -> str:
     """The README's section: the times, the bars, the machine."""
-    lines = ["| ms an image | batch | " + " | ".join(ENGINES.values()) + " | times float32 |"]
-    lines.append("| --- |" + " --- |" * (len(ENGINES) + 2))
-    for row in speed_rows(result):
-        cells = [row["model"], str(row["batch"]), *(_ms(row[engine]) for engine in ENGINES), number(row["ratio"])]
-        lines.append("| " + " | ".join(cells) + " |")
-    lines += ["", "| | measured | bar | |", "| --- | --- | --- | --- |"]
+    lines = []
+    if result.get("speed"):
+        lines.append("| ms an image | batch | " + " | ".join(ENGINES.values()) + " | times float32 |")
+        lines.append("| --- |" + " --- |" * (len(ENGINES) + 2))
+        for row in speed_rows(result):
+            cells = [row["model"], str(row["batch"]), *(_ms(row[engine]) for engine in ENGINES), number(row["ratio"])]
+            lines.append("| " + " | ".join(cells) + " |")
+        lines.append("")
+    lines += ["| | measured | bar | |", "| --- | --- | --- | --- |"]
     lines += ["| " + " | ".join(row) + " |" for row in _bar_rows(result)]
     run = "" if result["mode"] == "full" else f" ({result['mode']} run)"
     lines += ["", f"One run{run} on {machine_line(result)}."]
