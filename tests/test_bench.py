@@ -55,7 +55,7 @@ def test_every_section_is_in_the_report(report: dict[str, Any]) -> None:
     assert {row["engine"] for row in report["speed"]} == set(bench_report.ENGINES)
     assert [row["tokens"] for row in report["sequence"]] == [17, 65]
     assert all(row["min"] <= row["median"] <= row["max"] and row["samples"] >= 1 for row in report["speed"])
-    assert {"cpu", "threads", "torch", "numba", "commit", "load"} <= set(report["machine"])
+    assert {"cpu", "threads", "torch", "numba", "commit", "busy"} <= set(report["machine"])
 
 
 def test_figures_follow_from_the_measurements(report: dict[str, Any]) -> None:

@@ -208,9 +208,9 @@ class Bench:
 
     def run(self, sections: Collection[str]) -> dict[str, Any]:
         """All of `sections`; returns the report."""
-        load = self.result["machine"]["load"]
-        if load > bench_report.BUSY:
-            self.say(f"the load is {load}: other processes run, and the figures will suffer")
+        before = self.result["machine"]["busy"]
+        if before > bench_report.BUSY:
+            self.say(f"other processes take {100 * before:.0f} % of the machine: the figures will suffer")
         for section in SECTIONS:
             if section not in sections:
                 continue
@@ -219,6 +219,7 @@ class Bench:
                 continue
             self.say(f"{time.monotonic() - self.started:4.0f} s  {section}")
             getattr(self, section)()
+        self.result["machine"]["busy"] = max(before, busy())
         self.result["seconds"] = round(time.monotonic() - self.started, 1)
         self.result["bars"] = bench_report.judge(self.result)
         return self.result
@@ -721,8 +722,24 @@ def machine(threads: int) -> dict[str, Any]:
         "torch": torch.__version__,
         "commit": commit(),
         "time": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        "load": round(os.getloadavg()[0], 2),
+        "busy": busy(),
     }
+
+
+def busy() -> float:
+    """Share of all CPUs' time that is taken, while this process only waits; at most 1."""
+
+    def ticks() -> tuple[int, int]:
+        user, nice, system, idle, *others = map(int, Path("/proc/stat").read_text().split("\n")[0].split()[1:])
+        return idle, user + nice + system + idle + sum(others)
+
+    try:
+        idle, total = ticks()
+        time.sleep(0.5)
+        still, now = ticks()
+        return round(1 - (still - idle) / max(1, now - total), 2)
+    except OSError:  # not Linux: the mean of the last minute must do
+        return round(min(1.0, os.getloadavg()[0] / (os.cpu_count() or 1)), 2)
 
 
 def cpu_name() -> str:

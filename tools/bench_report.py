@@ -21,7 +21,7 @@ Result = dict[str, Any]
 ENGINES = {"intsim": "intsim", "float32": "float32 torch", "fakequant": "fake-quant torch"}
 COLOURS = {"intsim": "#1b6ca8", "float32": "#e08a1e", "fakequant": "#9a9a9a"}
 MARK = "bench"
-BUSY = 0.5  # load average at the start of a run above which others disturb its figures
+BUSY = 0.1  # share of the CPUs that others take before or after a run, above which its figures are not to be trusted
 
 
 @dataclass(frozen=True)
@@ -225,8 +225,9 @@ def markdown(result: Result) -> str:
     lines += ["| " + " | ".join(row) + " |" for row in _bar_rows(result)]
     run = "" if result["mode"] == "full" else f" ({result['mode']} run)"
     lines += ["", f"One run{run} on {machine_line(result)}."]
-    if result["machine"]["load"] > BUSY:
-        lines += ["", f"Preliminary: other processes ran at the same time (load {result['machine']['load']})."]
+    if result["machine"]["busy"] > BUSY:
+        share = 100 * result["machine"]["busy"]
+        lines += ["", f"Not to be trusted: other processes took up to {share:.0f} % of the machine."]
     return "\n".join(lines)
 
 
