@@ -14,9 +14,9 @@ import math
 import os
 import pickle
 import re
-import tempfile
 import warnings
 from collections.abc import Mapping
+from pathlib import Path
 
 import safetensors
 import safetensors.torch
@@ -24,6 +24,7 @@ import torch
 
 from bitexact.vim import VimConfig
 from intsim.errors import UserError
+from intsim.files import write_atomically
 
 __all__ = ["CheckpointError", "load_checkpoint", "read_metadata", "save_checkpoint"]
 
@@ -94,18 +95,7 @@ def save_checkpoint(
     text = None
     if metadata is not None:
         text = {_METADATA_KEY: json.dumps(metadata, sort_keys=True, allow_nan=False)}
-    folder = os.path.dirname(os.path.abspath(name))
-    handle, temporary = tempfile.mkstemp(suffix=".part", prefix=os.path.basename(name) + ".", dir=folder)
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(safetensors.torch.save(tensors, text))
-        umask = os.umask(0)
-        os.umask(umask)
-        os.chmod(temporary, 0o666 & ~umask)
-        os.replace(temporary, name)
-    except BaseException:
-        os.unlink(temporary)
-        raise
+    write_atomically(Path(name), safetensors.torch.save(tensors, text))
 
 
 # Reading files
