@@ -89,7 +89,8 @@ class KernelCache(FunctionCache):
 
     def _index_key(self, sig: Any, codegen: Any) -> tuple[Any, ...]:
         """Everything that the code depends on; Numba's own key has only the bytecode of the function itself."""
-        return (*super()._index_key(sig, codegen), numba.__version__, llvmlite.__version__, source_digest())
+        sources = (self._impl.locator.get_source_stamp(), source_digest())
+        return (*super()._index_key(sig, codegen), numba.__version__, llvmlite.__version__, *sources)
 
     def _place(self, key: tuple[Any, ...]) -> Path:
         """The file for a signature and CPU; other sources and versions write over it."""
