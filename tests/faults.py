@@ -109,14 +109,13 @@ TASKS = [
 
 
 class Bench:
-    """A folder with a small Program, a checkpoint and images, and a warm cache of kernels."""
+    """A folder with a small Program, a checkpoint and images.  Kernels are kept where they always are."""
 
     def __init__(self, folder: Path, seed: int):
         self.folder = folder
         self.random = random.Random(seed)
         self.model, self.images = folder / "model.safetensors", folder / "images.npz"
         self.checkpoint = folder / "checkpoint.safetensors"
-        self.cache = folder / "cache"
         save_program(random_program(7, Size(depth=2)), self.model)
         np.savez(self.images, images=np.random.default_rng(seed).integers(0, 256, (24, 8, 8, 3), dtype=np.uint8))
         self.expected: dict[str, str] = {}
@@ -199,7 +198,6 @@ class Bench:
                 **os.environ,
                 "PYTHONPATH": str(ROOT),
                 "PYTHONDONTWRITEBYTECODE": "1",
-                "NUMBA_CACHE_DIR": str(self.cache),
                 "STEPS": str(step),
                 **(env or {}),
             },
@@ -459,12 +457,15 @@ def damaged_cache(bench: Bench, count: int) -> Found:
     """Kernels' files cut short, with changed bits, swapped, empty, of other versions, not readable, folders."""
     found = Found()
     task = bench.golden()
+    cache = bench.place()
+    env = {"NUMBA_CACHE_DIR": str(cache)}
+    bench.finish(bench.start(task, bench.place(), env=env))
     for i in range(count):
-        files = sorted(bench.cache.rglob("*.kernel"))
+        files = sorted(cache.rglob("*.kernel"))
         assert files
         damage(bench.random, files, anyhow=i > 0)
         place = bench.place()
-        status, error = bench.finish(bench.start(task, place))
+        status, error = bench.finish(bench.start(task, place, env=env))
         found.tried += 1
         if "compiling" not in error:
             found.problems.append("a damaged cache was used without a word")
@@ -472,12 +473,13 @@ def damaged_cache(bench: Bench, count: int) -> Found:
         if problem:
             found.problems.append(problem)
     place = bench.place()
-    status, error = bench.finish(bench.start(task, place))
-    folders = [path for path in bench.cache.rglob("*.kernel") if path.is_dir()]
-    if not folders and error:
+    for path in cache.rglob("*.kernel"):
+        if path.is_dir():  # which is nothing that a run may remove
+            path.rmdir()
+    bench.finish(bench.start(task, place, env=env))
+    status, error = bench.finish(bench.start(task, bench.place(), env=env))
+    if status or error:
         found.problems.append(f"after the damage the cache is not whole again: {error.strip()}")
-    for path in folders:
-        path.rmdir()
     return found
 
 
@@ -567,19 +569,19 @@ class Row:
     name: str
     make: Callable[[Bench, int], Found]
     share: float  # faults for each kill of the first row
-    few: int  # faults in the short version
+    few: int  # faults in the short version; those that compile everything take too long for it
 
 
 ROWS = [
-    Row("kill by the clock", kill_by_clock, 1, 6),
+    Row("kill by the clock", kill_by_clock, 1, 4),
     Row("kill by the step", kill_by_step, 0.3, 2),
     Row("kill, no kernels yet", kill_compiling, 0.05, 0),
     Row("Ctrl-C and SIGTERM", interrupt, 0.2, 2),
     Row("full disk", full_disk, 0.1, 1),
     Row("read-only folder", read_only_folder, 0.01, 1),
     Row("two runs at once", two_at_once, 0.1, 1),
-    Row("damaged cache", damaged_cache, 0.05, 1),
-    Row("unwritable cache", unwritable_cache, 0.01, 1),
+    Row("damaged cache", damaged_cache, 0.05, 0),
+    Row("unwritable cache", unwritable_cache, 0.01, 0),
 ]
 
 
