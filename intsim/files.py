@@ -16,6 +16,7 @@ import re
 import shutil
 import stat
 import tempfile
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
@@ -29,6 +30,8 @@ except ImportError:  # Windows
     fcntl = None
 
 log = logging.getLogger(__name__)
+
+PATIENCE = 2  # seconds that something may be removed without a word
 
 
 def write_atomically(path: Path, data: bytes) -> None:
@@ -92,10 +95,12 @@ def new_folder(path: Path) -> Iterator[Path]:
                 raise UserError(f"{path}: exists already; another run made it while this one was at work") from None
             raise UserError(f"{path}: cannot be written: {problem.strerror}") from None
     finally:
-        if temporary is not None and temporary.exists():
-            shutil.rmtree(temporary, ignore_errors=True)
-        if handle is not None:
-            os.close(handle)
+        try:
+            if temporary is not None and temporary.exists():
+                _remove(temporary)
+        finally:
+            if handle is not None:
+                os.close(handle)
 
 
 def remove_leftovers(path: Path) -> None:
@@ -113,12 +118,24 @@ def remove_leftovers(path: Path) -> None:
                 if not _lock(handle):
                     continue
                 if stat.S_ISDIR(os.fstat(handle).st_mode):
-                    log.warning("%s: removed; a run that was killed left it", entry.path)
-                    shutil.rmtree(entry.path, ignore_errors=True)
+                    log.warning("%s: a run that was killed left this; it is removed", entry.path)
+                    _remove(Path(entry.path))
                 elif stat.S_ISREG(os.fstat(handle).st_mode):
                     os.unlink(entry.path)
             finally:
                 os.close(handle)
+
+
+def _remove(folder: Path) -> None:
+    """Removes a folder with all in it.  Millions of files take minutes: then it is said what else can be done."""
+    told = "%s: is being removed; when that is interrupted, the next run with the same target does the rest"
+    timer = threading.Timer(PATIENCE, log.warning, (told, folder))
+    timer.daemon = True
+    timer.start()
+    try:
+        shutil.rmtree(folder, ignore_errors=True)
+    finally:
+        timer.cancel()
 
 
 def _claim(path: Path, folder: bool) -> tuple[Path, int | None]:

@@ -6,6 +6,7 @@ import errno
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -81,6 +82,30 @@ def test_a_run_that_is_alive_keeps_what_it_writes(tmp_path: Path) -> None:
         assert len(names(tmp_path)) == 2  # done, and the other is still there
     assert names(tmp_path) == ["folder"]
     assert (tmp_path / "folder" / "x").read_bytes() == b"first"
+
+
+def test_a_long_removal_is_told_and_may_be_interrupted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A second Ctrl-C ends the removal of millions of files; the next run does the rest."""
+
+    def slow(folder: Path, ignore_errors: bool) -> None:
+        until = time.monotonic() + 30
+        while not caplog.records and time.monotonic() < until:
+            time.sleep(0.01)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(files, "PATIENCE", 0)
+        patched.setattr(files.shutil, "rmtree", slow)
+        with pytest.raises(KeyboardInterrupt), new_folder(tmp_path / "folder") as part:
+            (part / "x").write_bytes(b"x")
+            raise KeyboardInterrupt
+    assert "is being removed; when that is interrupted, the next run" in caplog.text
+    assert names(tmp_path) == [part.name]
+    with new_folder(tmp_path / "folder") as another:
+        assert names(tmp_path) == [another.name] != [part.name]
+    assert names(tmp_path) == ["folder"]
 
 
 def test_a_leftover_taken_before_it_is_locked_is_made_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
