@@ -77,7 +77,8 @@ class Task:
     name: str
     arguments: Callable[[Bench], list[object]]  # without --out
     out: str  # name of what it writes
-    content: Callable[[Path], str]  # a hash of what was written; raises or returns "" if it is not whole
+    content: Callable[[Path], str]  # a hash of what was written; raises if it is not whole
+    resumes: bool = False  # the output may be there in part, and a rerun does the rest
 
 
 def bundle_content(out: Path) -> str:
@@ -117,7 +118,8 @@ class Bench:
         self.model, self.images = folder / "model.safetensors", folder / "images.npz"
         self.checkpoint = folder / "checkpoint.safetensors"
         save_program(random_program(7, Size(depth=2)), self.model)
-        np.savez(self.images, images=np.random.default_rng(seed).integers(0, 256, (24, 8, 8, 3), dtype=np.uint8))
+        images = np.random.default_rng(seed).integers(0, 256, (24, 8, 8, 3), dtype=np.uint8)
+        np.savez(self.images, images=images, labels=np.arange(24) % 3)
         self.expected: dict[str, str] = {}
         self.seconds: dict[str, float] = {}  # of an undisturbed run
         self.writing: dict[str, float] = {}  # seconds of it after its temporary output has appeared
@@ -241,11 +243,11 @@ class Bench:
         strange = [name for name in left if not re.fullmatch(rf"\.{re.escape(task.out)}\.[a-z0-9_]{{8}}\.part", name)]
         if strange:
             found.problems.append(f"{task.name}: {strange} stays")
-        if (place / task.out).exists():
+        if (place / task.out).exists() and not task.resumes:
             found.seen["whole"] += 1
             problem = self.whole(task, place)
         else:
-            found.seen["half-written aside" if left else "nothing written"] += 1
+            found.seen["half-written" if os.listdir(place) else "nothing written"] += 1
             problem = self.rerun(task, place, env)
         if problem:
             found.problems.append(f"{task.name}: {problem}")
