@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import json
 import os
 import subprocess
 import sys
@@ -13,7 +14,9 @@ from typing import Any
 
 import faults
 import pytest
+from click.testing import CliRunner
 
+from golden.cli import cli
 from intsim import files
 from intsim.errors import UserError
 from intsim.files import new_folder, write_atomically
@@ -146,8 +149,14 @@ def test_without_locks_nothing_is_removed(killed: Path, monkeypatch: pytest.Monk
 
 
 def test_pipes_and_links_stay_what_they_are(tmp_path: Path) -> None:
-    write_atomically(Path(os.devnull), b"x")
-    assert not Path(os.devnull).is_file()
+    for target in (Path(os.devnull), tmp_path / "pipe"):
+        if target.name == "pipe":
+            os.mkfifo(target)
+            reader = os.open(target, os.O_RDONLY | os.O_NONBLOCK)
+        assert CliRunner().invoke(cli, ["info", "--json", str(target)]).exit_code == 0
+        assert not target.is_file()
+    assert json.loads(os.read(reader, 1 << 16))["name"] == "vim_cifar10"
+    assert names(tmp_path) == ["pipe"]
     (tmp_path / "link").symlink_to(tmp_path / "file")
     write_atomically(tmp_path / "link", b"x")
     assert (tmp_path / "link").is_symlink() and (tmp_path / "file").read_bytes() == b"x"
