@@ -81,7 +81,8 @@ def save_checkpoint(
     ``metadata`` (anything JSON can hold; ``image_size`` as [height, width] and ``stride`` are understood by
     ``load_checkpoint``) is stored as one JSON string, so that equal arguments give equal bytes. The file is
     written under a temporary name in the same folder and then renamed. Raises CheckpointError when a value
-    is not finite in ``dtype``, or ``dtype`` is none of float16, bfloat16 and float32.
+    is not finite in ``dtype``, or ``dtype`` is none of float16, bfloat16 and float32; UserError when the file
+    cannot be written.
     """
     name = os.fspath(path)
     if dtype not in _DTYPES:
