@@ -259,10 +259,15 @@ class Bench:
 
 
 def kill_by_clock(bench: Bench, count: int) -> Found:
-    """SIGKILL at random moments: half over the whole run, half from the appearance of the temporary output on."""
+    """SIGKILL at random moments: half over the whole run, half from the appearance of the temporary output on.
+
+    A run that ends before its moment is not counted, and another takes its place.
+    """
     found = Found()
     tasks = bench.tasks()
-    for i in range(count):
+    for i in range(3 * count):
+        if found.tried == count:
+            break
         task = tasks[i % len(tasks)]
         place = bench.place()
         child = bench.start(task, place)
@@ -278,10 +283,13 @@ def kill_by_clock(bench: Bench, count: int) -> Found:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(child.pid, signal.SIGKILL)
         status, error = bench.finish(child)
-        found.seen["killed" if status == -signal.SIGKILL else "ended before"] += 1
-        if status not in (0, -signal.SIGKILL):
-            found.problems.append(f"{task.name}: ends with {status}: {error.strip()}")
-        bench.after_kill(task, place, found)
+        if status == -signal.SIGKILL:
+            bench.after_kill(task, place, found)
+            continue
+        found.seen["ended before"] += 1
+        problem = f"ends with {status}: {error.strip()}" if status else bench.whole(task, place)
+        if problem:
+            found.problems.append(f"{task.name}: {problem}")
     return found
 
 
