@@ -6,21 +6,23 @@ PYTHON ?= python3
 # which are most of the bytes: `make golden COUNT=64 GOLDEN=` for many images without them.
 COUNT ?= 2
 GOLDEN ?= --state
-# Further options of pytest, and of tools/rtl/run.py.
+# Further options of pytest, of tools/rtl/run.py and of tests/faults.py.
 TESTS ?=
 RTL ?=
+FAULTS ?=
 
 VENV := .venv
 BIN := $(VENV)/bin
 BUNDLE := golden_vectors
 
-.PHONY: help golden test lint rtl clean
+.PHONY: help golden test lint rtl faults clean
 
 help:
 	@echo "make golden   golden vectors of the embedded model in $(BUNDLE)/ (no torch needed)"
 	@echo "make test     all tests"
 	@echo "make lint     ruff and mypy"
 	@echo "make rtl      the example RTL against golden vectors (needs simulators; says which)"
+	@echo "make faults   200 kills, full disks, broken caches and more; half an hour"
 	@echo "make clean    remove what these made"
 	@echo "PYTHON=... chooses the interpreter, 3.10 or newer."
 
@@ -43,8 +45,11 @@ lint: $(VENV)/.test
 rtl: $(VENV)/.core
 	$(BIN)/python tools/rtl/run.py $(RTL)
 
+faults: $(VENV)/.test
+	$(BIN)/python tests/faults.py $(FAULTS)
+
 clean:
-	rm -rf $(VENV) $(BUNDLE) $(BUNDLE).new build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) .nox $(BUNDLE) $(BUNDLE).new build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find intsim golden bitexact tests tools -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(BIN)/python:

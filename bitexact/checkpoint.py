@@ -14,9 +14,9 @@ import math
 import os
 import pickle
 import re
-import tempfile
 import warnings
 from collections.abc import Mapping
+from pathlib import Path
 
 import safetensors
 import safetensors.torch
@@ -24,6 +24,7 @@ import torch
 
 from bitexact.vim import VimConfig
 from intsim.errors import UserError
+from intsim.files import write_atomically
 
 __all__ = ["CheckpointError", "load_checkpoint", "read_metadata", "save_checkpoint"]
 
@@ -80,7 +81,8 @@ def save_checkpoint(
     ``metadata`` (anything JSON can hold; ``image_size`` as [height, width] and ``stride`` are understood by
     ``load_checkpoint``) is stored as one JSON string, so that equal arguments give equal bytes. The file is
     written under a temporary name in the same folder and then renamed. Raises CheckpointError when a value
-    is not finite in ``dtype``, or ``dtype`` is none of float16, bfloat16 and float32.
+    is not finite in ``dtype``, or ``dtype`` is none of float16, bfloat16 and float32; UserError when the file
+    cannot be written.
     """
     name = os.fspath(path)
     if dtype not in _DTYPES:
@@ -94,18 +96,7 @@ def save_checkpoint(
     text = None
     if metadata is not None:
         text = {_METADATA_KEY: json.dumps(metadata, sort_keys=True, allow_nan=False)}
-    folder = os.path.dirname(os.path.abspath(name))
-    handle, temporary = tempfile.mkstemp(suffix=".part", prefix=os.path.basename(name) + ".", dir=folder)
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(safetensors.torch.save(tensors, text))
-        umask = os.umask(0)
-        os.umask(umask)
-        os.chmod(temporary, 0o666 & ~umask)
-        os.replace(temporary, name)
-    except BaseException:
-        os.unlink(temporary)
-        raise
+    write_atomically(Path(name), safetensors.torch.save(tensors, text))
 
 
 # Reading files

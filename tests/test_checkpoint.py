@@ -1,9 +1,11 @@
 """Checkpoint reading and writing, and the float Vim against a small NumPy reference written here."""
 
 import csv
+import errno
 import json
 import os
 import pickle
+import re
 import struct
 from argparse import Namespace
 from pathlib import Path
@@ -18,6 +20,7 @@ import safetensors.torch  # noqa: E402
 
 from bitexact.checkpoint import CheckpointError, load_checkpoint, read_metadata, save_checkpoint  # noqa: E402
 from bitexact.vim import Vim, VimConfig, selective_scan  # noqa: E402
+from intsim.errors import UserError  # noqa: E402
 
 # Every size differs from every other, so that a mixed-up axis cannot pass.
 CFG = VimConfig(
@@ -111,10 +114,10 @@ def test_a_failed_save_leaves_the_old_file_and_no_other(tmp_path, monkeypatch):
     path.write_bytes(b"old")
 
     def fail(*_):
-        raise OSError("disk full")
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     monkeypatch.setattr(os, "replace", fail)
-    with pytest.raises(OSError, match="disk full"):
+    with pytest.raises(UserError, match=re.escape(f"{path}: cannot be written: No space left on device")):
         save_checkpoint(path, random_state(), None, torch.float16)
     assert path.read_bytes() == b"old"
     assert os.listdir(tmp_path) == ["vim.safetensors"]

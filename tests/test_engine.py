@@ -26,6 +26,7 @@ from hypothesis import strategies as st
 from intsim import kernels, plan
 from intsim.engine import Engine
 from intsim.errors import UserError
+from intsim.kernels import cache as kernel_cache
 from intsim.kernels import common, cpu, dot, exp2, memory, requantize, run, scan
 from intsim.kernels import vector as v
 from intsim.oracle import Oracle
@@ -658,7 +659,7 @@ def test_cache_key_has_every_source(monkeypatch: pytest.MonkeyPatch) -> None:
     if codegen is None:
         pytest.skip("nothing compiled yet")
     before = cache._index_key("signature", codegen)
-    monkeypatch.setattr(common, "source_digest", lambda: "another")
+    monkeypatch.setattr(kernel_cache, "source_digest", lambda: "another")
     assert cache._index_key("signature", codegen) != before
 
 

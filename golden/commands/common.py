@@ -167,6 +167,10 @@ def check_target(path: str | Path, new: bool = False) -> None:
         raise UserError(f"{path}: exists already; name a new file or remove it first")
     if place.is_dir():
         raise UserError(f"{path}: is a folder, must be a file")
+    if place.exists() and not place.is_file():  # a pipe, /dev/null: written to as it is
+        if not os.access(place, os.W_OK):
+            raise UserError(f"{path}: cannot be written: Permission denied")
+        return
     if not place.parent.is_dir():
         raise UserError(f"{path}: cannot be written: there is no folder {place.parent}")
     if not os.access(place.parent, os.W_OK):

@@ -1,5 +1,5 @@
 # mypy: allow-untyped-defs, allow-untyped-calls, allow-subclassing-any
-"""What the kernels share: compiling and caching, and the arithmetic of SPEC section 2 as jitted functions.
+"""What the kernels share: how they are compiled, and the arithmetic of SPEC section 2 as jitted functions.
 
 Everything is int64 or int32.  Numba turns a uint64 with a signed literal, `/` and `math.sqrt` into floats: none of
 these occurs, and a test inspects the compiled code.
@@ -7,45 +7,22 @@ these occurs, and a test inspects the compiled code.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable
-from contextlib import suppress
-from functools import lru_cache
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numba import njit
-from numba.core.caching import FunctionCache
+
+from intsim.kernels.cache import cache_for
 
 # A rounding mode as bits: 1 adds half a unit, 2 sends negative ties down, 4 sends ties to the even neighbour.
 MODES = {"floor": 0, "half_up": 1, "half_away": 3, "half_even": 5}
 
 
-@lru_cache(maxsize=1)
-def source_digest() -> str:
-    """SHA-256 of the source of this folder."""
-    digest = hashlib.sha256()
-    for path in sorted(Path(__file__).parent.glob("*.py")):
-        digest.update(path.name.encode() + b"\0" + path.read_bytes())
-    return digest.hexdigest()
-
-
-class _Cache(FunctionCache):
-    """Numba's cache on disk, keyed by all kernels' sources too.
-
-    Numba itself looks only at the file of the function: it would keep a kernel that has an old `round_shift` inside.
-    """
-
-    def _index_key(self, sig: Any, codegen: Any) -> tuple[Any, ...]:
-        return (*super()._index_key(sig, codegen), source_digest())
-
-
 def kernel(function: Callable[..., Any]) -> Any:
-    """Marks a kernel: compiled when first called with given dtypes, without the GIL, cached on disk if possible."""
+    """Marks a kernel: compiled when first called with given dtypes, without the GIL, kept on disk if possible."""
     jitted: Any = njit(nogil=True, boundscheck=False, error_model="numpy")(function)
-    with suppress(RuntimeError):  # no folder that can be written: compile in every process
-        jitted._cache = _Cache(function)
+    jitted._cache = cache_for(function)
     return jitted
 
 
