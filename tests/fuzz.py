@@ -1,0 +1,1000 @@
+"""Hostile files: seeded mutations of good ones, given to every reader.
+
+    python tests/fuzz.py --cases 100000 --seed 1            # make fuzz; `make test` runs 5,000 through test_fuzz.py
+    python tests/fuzz.py --reader png --case 1234 --keep DIR  # one case again, its file kept
+
+Each case is one mutated file and one call of one reader, which must refuse it with a UserError of one line, or take
+it and give the right result: that of the unchanged file where a digest protects it, else what an independent reader
+of the same bytes gives.  A failure is
+
+* any other exception, a crash of the process, or more than SECONDS of its time;
+* an allocation that the address space does not hold: MEMORY beyond what the worker has when it has read good files
+  (so a size in a file is checked before anything of that size is made);
+* code that runs, a process, a socket, or anything written outside the worker's folder (an audit hook sees them all);
+* a result other than the right one: a changed Program or bundle that passes.
+
+A reader is one row of READERS: how good files are made, how one is read, and what is right.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import csv
+import hashlib
+import io
+import json
+import multiprocessing
+import os
+import pickle
+import random
+import re
+import resource
+import shutil
+import signal
+import sys
+import tempfile
+import time
+import zipfile
+import zlib
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+import numpy as np
+
+from intsim.errors import UserError
+from intsim.synthetic import Size, random_program
+
+SECONDS = 5  # of a worker's processor time, for one file
+MEMORY = 256 << 20  # bytes of address space for reading files of at most some 100 KiB
+STALL = 120  # seconds of wall time after which a worker is taken for hung inside a library
+SIZE = Size(image=(4, 4, 3), patch=2, stride=2, width=3, inner=4, states=2, dt_rank=1, taps=2, classes=2)
+SPARSE = 64 << 30  # length of a file that has only a hole behind its content
+
+Bytes = bytes
+
+
+# --- mutations -------------------------------------------------------------------------------------------------------
+
+NUMBERS = [
+    *(b"0", b"-1", b"1", b"255", b"256", b"65536", b"2147483647", b"2147483648", b"4294967296", b"-2147483649"),
+    *(b"9223372036854775807", b"9223372036854775808", b"18446744073709551616", b"1" + b"0" * 400, b"1e999", b"NaN"),
+    *(b"null", b"true", b"1.5", b'"x"', b"[]", b"{}", b"Infinity", b"1e5"),
+]
+WORDS = [
+    *(b"../../../../tmp/x", b"/etc/passwd", b"\x00", b"\n", b"'", b'"', b"\\u0000", b"__import__('os')", b"\xff\xfe"),
+    *(b"[" * 3000, b'{"a":' * 2000, b"A" * 5000, b"@0", b"zz", b"xx", b"//", b"/*", b"*/", b"True", b"(", b")"),
+]
+
+
+class Canary:
+    """A pickle that runs code when it is read by pickle.load."""
+
+    def __reduce__(self) -> Any:
+        return os.mkdir, (os.path.join(tempfile.gettempdir(), "fuzz-canary-of-a-pickle"),)
+
+
+PICKLES = [pickle.dumps(Canary(), protocol=p) for p in (0, 2, 4)]
+
+
+def mutate_bytes(data: Bytes, other: Bytes, rng: random.Random) -> Bytes:
+    """One to four changes of the kinds below, more often near the front, where headers lie."""
+    made = bytearray(data)
+    for _ in range(rng.choice((1, 1, 1, 2, 4))):
+        rng.choice(CHANGES)(made, other, rng)
+    return bytes(made[: 1 << 20])
+
+
+def place(made: bytearray, rng: random.Random) -> int:
+    end = len(made) if rng.random() < 0.6 else min(len(made), 256)
+    return rng.randrange(end) if end else 0
+
+
+def flip_bits(made: bytearray, other: Bytes, rng: random.Random) -> None:
+    for _ in range(rng.choice((1, 1, 2, 8)) if made else 0):
+        made[place(made, rng)] ^= 1 << rng.randrange(8)
+
+
+def truncate(made: bytearray, other: Bytes, rng: random.Random) -> None:
+    del made[place(made, rng) :]
+
+
+def extend(made: bytearray, other: Bytes, rng: random.Random) -> None:
+    made += rng.choice((b"\0", b"\n", bytes(4096), bytes(made), other, rng.randbytes(rng.randrange(1, 64))))
+
+
+def delete(made: bytearray, other: Bytes, rng: random.Random) -> None:
+    at = place(made, rng)
+    del made[at : at + rng.choice((1, 1, 4, 64, 1000))]
+
+
+def duplicate(made: bytearray, other: Bytes, rng: random.Random) -> None:
+    at, length = place(made, rng), rng.choice((1, 8, 64, 1024))
+    made[at:at] = made[at : at + length] * rng.choice((1, 1, 3, 50))
+
+
+def splice(made: bytearray, other: Bytes, rng: random.Random) -> None:
+    at, source, length = place(made, rng), place(bytearray(other), rng), rng.choice((4, 32, 256, 4096))
+    made[at : at + rng.choice((0, length))] = other[source : source + length]
+
+
+def overwrite(made: bytearray, other: Bytes, rng: random.Random) -> None:
+    at = place(made, rng)
+    length = rng.choice((1, 4, 16, 256))
+    made[at : at + length] = rng.choice((bytes(length), b"\xff" * length, rng.randbytes(length)))
+
+
+def length_field(made: bytearray, other: Bytes, rng: random.Random) -> None:
+    """A number of 2, 4 or 8 bytes, huge or negative, in either order of bytes."""
+    width = rng.choice((2, 4, 4, 8, 8))
+    value = rng.choice((0, 1, len(made), 2 ** (8 * width) - 1, 2 ** (8 * width - 1), 2 ** (8 * width - 1) - 1, 1 << 15))
+    at = place(made, rng)
+    made[at : at + width] = (value % 2 ** (8 * width)).to_bytes(width, rng.choice(("little", "big")))
+
+
+def text_number(made: bytearray, other: Bytes, rng: random.Random) -> None:
+    """A decimal number of a header or JSON becomes another thing."""
+    found = list(re.finditer(rb"-?\d+", bytes(made[: 1 << 16])))
+    if found:
+        at = rng.choice(found)
+        made[at.start() : at.end()] = rng.choice(NUMBERS)
+
+
+def text_word(made: bytearray, other: Bytes, rng: random.Random) -> None:
+    """A word of a header or JSON becomes another thing, or another word of the same file."""
+    found = list(re.finditer(rb"[A-Za-z_.]{2,40}", bytes(made[: 1 << 16])))
+    if found:
+        at, source = rng.choice(found), rng.choice(found)
+        made[at.start() : at.end()] = rng.choice((source.group(), source.group(), rng.choice(WORDS), b""))
+
+
+def insert(made: bytearray, other: Bytes, rng: random.Random) -> None:
+    at = place(made, rng)
+    made[at:at] = rng.choice((*WORDS, *NUMBERS, *PICKLES))
+
+
+CHANGES = (
+    flip_bits, flip_bits, truncate, extend, delete, duplicate, splice, overwrite, length_field, text_number,
+    text_number, text_word, insert,
+)  # fmt: skip
+
+
+def mutate_json(value: Any, rng: random.Random) -> Any:
+    """A JSON value with one to three of its entries changed, at any depth."""
+    whole = [json.loads(json.dumps(value))]
+    for _ in range(rng.choice((1, 1, 2, 3))):
+        spots: list[tuple[Any, Any]] = []
+        todo: list[Any] = [whole]
+        while todo:
+            at = todo.pop()
+            for key in at if isinstance(at, dict) else range(len(at)):
+                spots.append((at, key))
+                if isinstance(at[key], (dict, list)):
+                    todo.append(at[key])
+        holder, key = rng.choice(spots)
+        source, name = rng.choice(spots)
+        kind = rng.randrange(6)
+        if kind == 0:
+            holder[key] = rng.choice((0, 1, -1, 2, 3, 31, 32, 33, 255, 1 << 31, 1 << 62, 1 << 63, -(1 << 63), 10**400))
+        elif kind == 1 and isinstance(holder[key], int):
+            holder[key] += rng.choice((-1, 1, 7, -32))
+        elif kind == 2:
+            holder[key] = rng.choice((None, True, 1.5, "", "x", "../../x", "\0", "\n", [], {}, "A" * 5000, [[]] * 100))
+        elif kind == 3 and holder is not whole:
+            del holder[key]
+        elif kind == 4:
+            holder[key] = json.loads(json.dumps(source[name]))
+        elif isinstance(holder, dict):
+            holder[rng.choice(("x", "__proto__", "shape", "..", *map(str, holder)))] = holder.get(key)
+        else:
+            holder.insert(0, holder[key])
+    return whole[0]
+
+
+# --- readers ---------------------------------------------------------------------------------------------------------
+
+
+class Case(NamedTuple):
+    """What a reader gets: the bytes to place, and what right() may need: the bytes of the good file."""
+
+    data: Bytes
+    good: Bytes
+
+
+Mutate = Callable[[Bytes, Bytes, random.Random], Bytes]
+
+
+@dataclass
+class Reader:
+    """A row of the table.
+
+    samples(folder): good files' bytes.  read(path): a digest of what was read; UserError refuses.  right(path, good):
+    the digest that is right if the file at `path`, mutated from `good`, is taken at all; None is never right.
+    where: name of the file in the worker's folder (a bundle's file lies deeper, beside the others).  prepare(folder):
+    what must lie there besides.  share: how many of a hundred cases, roughly.
+    """
+
+    name: str
+    where: str
+    samples: Callable[[Path], list[Bytes]]
+    read: Callable[[Path], str]
+    right: Callable[[Path, Bytes], str | None]
+    share: int
+    mutate: Mutate = mutate_bytes
+    prepare: Callable[[Path], None] = lambda folder: None
+    needs: str = ""  # a package without which there is nothing to read
+    good: list[Bytes] = field(default_factory=list)
+
+    def case(self, seed: int, number: int) -> Case:
+        """Mutation `number`: the same for the same seed, whatever ran before."""
+        rng = random.Random(f"{seed} {self.name} {number}")
+        good = rng.choice(self.good)
+        return Case(self.mutate(good, rng.choice(self.good), rng), good)
+
+
+def sha(*parts: object) -> str:
+    digest = hashlib.sha256()
+    for part in parts:
+        if isinstance(part, np.ndarray):
+            digest.update(f"{part.dtype} {part.shape} ".encode())
+            digest.update(np.ascontiguousarray(part).tobytes())
+        else:
+            digest.update(repr(part).encode())
+    return digest.hexdigest()
+
+
+def never(path: Path, good: Bytes) -> None:
+    return None
+
+
+def unchanged(read: Callable[[Path], str]) -> Callable[[Path, Bytes], str | None]:
+    """Right is only the very file that it was."""
+    return lambda path, good: read(path) if path.read_bytes() == good else None
+
+
+# Programs
+
+
+def program_samples(folder: Path) -> list[Bytes]:
+    from intsim.program_file import program_bytes
+
+    programs = [random_program(1, SIZE), random_program(2, SIZE, state_bits=16, k=1, rounding="half_even")]
+    return [program_bytes(program) for program in programs]
+
+
+def read_program(path: Path) -> str:
+    from intsim.program_file import load_program
+
+    program = load_program(path)
+    return sha(program.digest, *(program.arrays[name] for name in sorted(program.arrays)))
+
+
+def seal_program(data: Bytes) -> Bytes:
+    """The digest put right (SPEC 3.1), so that what lies behind that check is reached."""
+    mark = rb"\"sha256\":\""
+    at = data.find(mark)
+    if at < 0:
+        return data
+    at += len(mark)
+    cleared = data[:at] + b"0" * 64 + data[at + 64 :]
+    return data[:at] + hashlib.sha256(cleared).hexdigest().encode() + data[at + 64 :]
+
+
+def mutate_sealed(data: Bytes, other: Bytes, rng: random.Random) -> Bytes:
+    """The description, the header or the bytes changed, and the digest put right."""
+    if rng.random() < 0.3:
+        return seal_program(mutate_bytes(data, other, rng))
+    length = int.from_bytes(data[:8], "little")
+    header, body = json.loads(data[8 : 8 + length]), bytearray(data[8 + length :])
+    description = json.loads(header["__metadata__"]["intsim"])
+    if rng.random() < 0.6:
+        description = mutate_json(description, rng)
+    elif rng.random() < 0.5:
+        header = mutate_json(header, rng)
+    else:
+        for _ in range(rng.choice((1, 3))):
+            body[rng.randrange(len(body))] = rng.choice((0, 1, 127, 128, 255, rng.randrange(256)))
+    if isinstance(header, dict) and isinstance(header.get("__metadata__"), dict):
+        header["__metadata__"] = {**header["__metadata__"], "intsim": json.dumps(description, separators=(",", ":"))}
+    head = json.dumps(header, separators=(",", ":")).encode()
+    head += b" " * (-len(head) % 8)
+    return seal_program(len(head).to_bytes(8, "little") + head + bytes(body))
+
+
+def read_sealed(path: Path) -> str:
+    """What is taken must also run, within its declared widths, and be written nowhere but where it is told to."""
+    from golden.bundle import choose, write_dump
+    from golden.images import Image
+    from intsim.oracle import Oracle
+    from intsim.program_file import load_program
+
+    program = load_program(path)
+    if int(np.prod(program.image, dtype=object)) <= 1 << 12:
+        image = np.full(program.image, 200, dtype=np.uint8)
+        Oracle(program).run_one(image)  # asserts the widths
+        out = path.parent / "dump"
+        write_dump(out, program, Oracle(program), Image("x", image), names=choose(program, ["*.acc"]))
+        shutil.rmtree(out)
+    return str(program.digest)
+
+
+def hash_of_program(path: Path, good: Bytes) -> str:
+    data = path.read_bytes()
+    return seal_program(data)[data.index(rb"\"sha256\":\"") :][14:78].decode()
+
+
+# Bundles
+
+
+def write_bundle_to(folder: Path) -> None:
+    from golden.bundle import choose, write_bundle
+    from golden.images import Image
+    from intsim.oracle import Oracle
+    from intsim.program_file import program_bytes
+
+    program = random_program(3, SIZE)
+    data = program_bytes(program)
+    image = np.random.default_rng(0).integers(0, 256, program.image, dtype=np.uint8)
+    write_bundle(
+        folder, program, Oracle(program), [Image("image.png", image, 1)], names=choose(program, ["*.out"]),
+        command="intsim golden", time="2026-01-31T12:00:00Z", program_file=data,
+    )  # fmt: skip
+
+
+def prepare_bundle(folder: Path) -> None:
+    write_bundle_to(folder / "bundle")
+
+
+def bundle_file(name: str) -> Callable[[Path], list[Bytes]]:
+    def samples(folder: Path) -> list[Bytes]:
+        with tempfile.TemporaryDirectory(dir=folder) as made:
+            write_bundle_to(Path(made) / "bundle")
+            return [(Path(made) / "bundle" / name).read_bytes()]
+
+    return samples
+
+
+def read_bundle(levels: int) -> Callable[[Path], str]:
+    """Reads the bundle whose file is at `path`, `levels` folders below it: a bundle with problems is refused."""
+
+    def read(path: Path) -> str:
+        from golden.verify import verify
+
+        problems = verify(path.parents[levels])
+        if problems:
+            raise UserError(" ".join(problems[0].split()))
+        return sha(json.loads((path.parents[levels] / "manifest.json").read_text())["content_sha256"])
+
+    return read
+
+
+FREE = ("tool", "run", "content_sha256")  # fields of a manifest that nothing else of the bundle says
+
+
+def essence(data: Bytes) -> Any:
+    """What a manifest says but for what only its author can know: tool, command, time, names and labels of images."""
+    content = json.loads(data)
+    kept = {key: value for key, value in content.items() if key not in FREE}
+    kept["images"] = [{k: v for k, v in image.items() if k not in ("source", "label")} for image in kept["images"]]
+    kept["spec"] = kept["spec"].split(".")[0]
+    return kept
+
+
+def right_manifest(path: Path, good: Bytes) -> str | None:
+    data = path.read_bytes()
+    return sha(json.loads(data)["content_sha256"]) if essence(data) == essence(good) else None
+
+
+def mutate_manifest(data: Bytes, other: Bytes, rng: random.Random) -> Bytes:
+    """Its bytes, or its content with the digests put right."""
+    from golden import manifest
+
+    if rng.random() < 0.3:
+        return mutate_bytes(data, other, rng)
+    content = mutate_json(json.loads(data), rng)
+    with contextlib.suppress(Exception):
+        run = content["run"]
+        manifest.seal(content, run["command"], run["time"])
+    try:
+        return manifest.render(content).encode("ascii")
+    except Exception:
+        return json.dumps(content).encode()
+
+
+# Checkpoints
+
+
+def checkpoint_state() -> dict[str, Any]:
+    from bitexact.vim import Vim, VimConfig
+
+    config = VimConfig(
+        image_height=4, image_width=4, channels=3, patch=2, stride=2, width=4, depth=1, d_inner=6, d_state=2, dt_rank=1,
+        d_conv=2, classes=2, eps=1e-5,
+    )  # fmt: skip
+    return Vim(config).state_dict()
+
+
+def safetensors_samples(folder: Path) -> list[Bytes]:
+    from bitexact.checkpoint import save_checkpoint
+
+    state = checkpoint_state()
+    made = []
+    for metadata in (None, {"image_size": [4, 4], "stride": 2, "classes": ["a", "b"]}):
+        save_checkpoint(folder / "sample.safetensors", state, metadata)
+        made.append((folder / "sample.safetensors").read_bytes())
+    return made
+
+
+def pth_samples(folder: Path) -> list[Bytes]:
+    import torch
+
+    made = []
+    for zipped in (True, False):
+        file = io.BytesIO()
+        torch.save({"model": checkpoint_state(), "epoch": 3}, file, _use_new_zipfile_serialization=zipped)
+        made.append(file.getvalue())
+    return made
+
+
+def sha_state(state: Any) -> str:
+    return sha(*(part for name in sorted(state) for part in (name, state[name].numpy())))
+
+
+def read_checkpoint(path: Path) -> str:
+    from bitexact.checkpoint import load_checkpoint, read_metadata
+
+    read_metadata(path)
+    return sha_state(load_checkpoint(path)[1])
+
+
+def right_safetensors(path: Path, good: Bytes) -> str:
+    """By hand: the header's offsets into the body."""
+    import torch
+
+    data = path.read_bytes()
+    length = int.from_bytes(data[:8], "little")
+    header, body = json.loads(data[8 : 8 + length]), data[8 + length :]
+    types = {"F16": torch.float16, "BF16": torch.bfloat16, "F32": torch.float32}
+    state = {}
+    for name, entry in header.items():
+        if name != "__metadata__":
+            start, stop = entry["data_offsets"]
+            values = torch.frombuffer(bytearray(body[start:stop]), dtype=types[entry["dtype"]])
+            state[name.removeprefix("module.")] = values.reshape(entry["shape"]).float()
+    return sha_state(state)
+
+
+def right_pth(path: Path, good: Bytes) -> str:
+    """What torch reads without running code, if the archive's own checksums hold."""
+    import torch
+
+    if zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as archive:
+            assert archive.testzip() is None, "a part of it has another checksum"
+    state = torch.load(path, map_location="cpu", weights_only=True)
+    for wrapper in ("model", "state_dict"):
+        if wrapper in state:
+            state = state[wrapper]
+    return sha_state({name.removeprefix("module."): tensor.float() for name, tensor in state.items()})
+
+
+def mutate_zip(data: Bytes, other: Bytes, rng: random.Random) -> Bytes:
+    """The bytes, or a member of the archive with its checksum put right, duplicated, renamed or bombed."""
+    if not data.startswith(b"PK") or rng.random() < 0.4:
+        return mutate_bytes(data, other, rng)
+    with zipfile.ZipFile(io.BytesIO(data)) as archive:
+        members = {info.filename: archive.read(info) for info in archive.infolist()}
+    chosen = rng.choice(list(members))
+    kind = rng.randrange(8)
+    file = io.BytesIO()
+    method = rng.choice((zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA))
+    with zipfile.ZipFile(file, "w", method) as archive:
+        for name, content in members.items():
+            if name == chosen:
+                if kind < 4:
+                    content = mutate_bytes(content, rng.choice(list(members.values())), rng)
+                elif kind == 4:
+                    content += bytes(64 << 20) if rng.random() < 0.1 else bytes(1 << 20)  # compressed, a bomb
+                elif kind == 5:
+                    name = rng.choice(("../../x", "/x", name + "x", name.upper(), "images.npy"))
+                elif kind == 6:
+                    archive.writestr(name, mutate_bytes(content, content, rng))
+                else:
+                    continue
+            archive.writestr(name, content)
+    return file.getvalue()
+
+
+# Images
+
+
+def picture(rng: np.random.Generator) -> np.ndarray:
+    return rng.integers(0, 256, (8, 8, 3), dtype=np.uint8)
+
+
+def image_samples(*kinds: str) -> Callable[[Path], list[Bytes]]:
+    def samples(folder: Path) -> list[Bytes]:
+        import PIL.Image
+
+        made = []
+        for number, kind in enumerate(kinds):
+            pixels = PIL.Image.fromarray(picture(np.random.default_rng(number)))
+            for mode in ("RGB", "L", "P", "RGBA") if kind in ("PNG", "GIF", "TIFF", "WEBP") else ("RGB", "L"):
+                file = io.BytesIO()
+                with contextlib.suppress(OSError):  # a kind without that mode
+                    pixels.convert(mode).save(file, kind)
+                    made.append(file.getvalue())
+        return made
+
+    return samples
+
+
+def mutate_png(data: Bytes, other: Bytes, rng: random.Random) -> Bytes:
+    """The bytes, or a chunk changed, duplicated or inserted with its checksum put right."""
+    if rng.random() < 0.4:
+        return mutate_bytes(data, other, rng)
+    chunks, at = [], 8
+    while at + 12 <= len(data):
+        length = int.from_bytes(data[at : at + 4], "big")
+        chunks.append((data[at + 4 : at + 8], data[at + 8 : at + 8 + length]))
+        at += 12 + length
+    i = rng.randrange(len(chunks))
+    kind, content = chunks[i]
+    what = rng.randrange(4)
+    if what == 0:
+        chunks[i] = (kind, mutate_bytes(content, other, rng))
+    elif what == 1:
+        chunks.insert(i, (kind, content))
+    elif what == 2:
+        bomb = zlib.compress(bytes(rng.choice((1 << 10, 20 << 20))))
+        chunks.insert(1, (rng.choice((b"zTXt", b"iCCP", b"iTXt", b"eXIf", b"acTL", b"tRNS")), b"a\0\0" + bomb))
+    else:
+        chunks[i] = (kind, rng.choice((b"", content[:1], b"\xff" * len(content), bytes(len(content)))))
+    made = data[:8]
+    for kind, content in chunks:
+        made += len(content).to_bytes(4, "big") + kind + content + zlib.crc32(kind + content).to_bytes(4, "big")
+    return made
+
+
+def read_one_image(path: Path) -> str:
+    from golden.images import open_images
+
+    (image,) = open_images(path, (8, 8, 3))
+    return sha(image.pixels)
+
+
+def right_image(path: Path, good: Bytes) -> str:
+    """Pillow's pixels, if the whole file can be decoded."""
+    import PIL.Image
+
+    with PIL.Image.open(path) as image:
+        return sha(np.asarray(image.convert("RGB")))
+
+
+def npz_samples(folder: Path) -> list[Bytes]:
+    rng = np.random.default_rng(0)
+    images, labels = rng.integers(0, 256, (5, 8, 8, 3), dtype=np.uint8), rng.integers(0, 9, 5)
+    made = []
+    for save, arrays in (
+        (np.savez, {"images": images, "labels": labels}),
+        (np.savez_compressed, {"images": images}),
+        (np.savez_compressed, {"labels": labels.astype(np.uint8), "images": images}),
+    ):
+        file = io.BytesIO()
+        save(file, **arrays)
+        made.append(file.getvalue())
+    return made
+
+
+def read_npz(path: Path) -> str:
+    from golden.images import open_images
+
+    found = open_images(path, (8, 8, 3))
+    return sha(found.stack(), found.labels)
+
+
+def right_npz(path: Path, good: Bytes) -> str:
+    with np.load(path, allow_pickle=False) as found:
+        labels = found["labels"].tolist() if "labels" in found.files else None
+        return sha(found["images"], labels)
+
+
+def labels_samples(folder: Path) -> list[Bytes]:
+    return [b"file,label\na.png,1\nb.png,0\n", b'label,class_index,file\r\n"3",1,a.png\r\n4,2,"b.png"\r\n']
+
+
+def prepare_labels(folder: Path) -> None:
+    import PIL.Image
+
+    (folder / "set").mkdir()
+    for name in ("a.png", "b.png"):
+        PIL.Image.fromarray(picture(np.random.default_rng(0))).save(folder / "set" / name)
+
+
+def read_labels(path: Path) -> str:
+    from golden.images import open_images
+
+    found = open_images(path.parent, (8, 8, 3))
+    return sha(found.names, found.labels)
+
+
+def right_labels(path: Path, good: Bytes) -> str:
+    """By hand: the last row of each file."""
+    rows = list(csv.reader(io.StringIO(path.read_bytes().decode("utf-8"), newline="")))
+    rows = [row for row in rows if row]
+    head = rows[0]
+    column = max(i for i, name in enumerate(head) if name == ("label" if "label" in head else "class_index"))
+    names = max(i for i, name in enumerate(head) if name == "file")
+    found = {row[names]: int(row[column]) for row in rows[1:]}
+    labels = [found[name] for name in ("a.png", "b.png")] if {"a.png", "b.png"} <= set(found) else None
+    return sha(["a.png", "b.png"], labels)
+
+
+# Memory files.  A format that is written and read is one call of `memory_file`.
+
+
+def memory_values(bits: int = 13) -> np.ndarray:
+    return np.random.default_rng(bits).integers(-(1 << (bits - 1)), 1 << (bits - 1), 60).astype(np.int16)
+
+
+def hex_samples(folder: Path) -> list[Bytes]:
+    from golden import hexfile
+
+    values = memory_values()
+    return [hexfile.encode(values, 13, True, ["tensor x", "bits 13 signed"]), hexfile.encode(values[:7], 13, True)]
+
+
+def read_hex(path: Path) -> str:
+    from golden import hexfile
+
+    return sha(hexfile.decode(path.read_bytes(), 13, True).astype(np.int64))
+
+
+def right_hex(path: Path, good: Bytes) -> str:
+    """Word by word in Python: comments away, underscores away, two's complement of 13 bits."""
+    text = re.sub(rb"//[^\n]*|/\*.*?\*/", b" ", path.read_bytes(), flags=re.DOTALL)
+    values = []
+    for word in text.split():
+        digits = word.replace(b"_", b"").decode("ascii")
+        assert re.fullmatch(r"[0-9a-fA-F]{1,4}", digits), word
+        value = int(digits, 16)
+        assert value < 1 << 13
+        values.append(value - (1 << 13) if value >> 12 else value)
+    return sha(np.array(values, dtype=np.int64))
+
+
+READERS = [
+    Reader("program", "p.safetensors", program_samples, read_program, unchanged(read_program), 14),
+    Reader("program-sealed", "p.safetensors", program_samples, read_sealed, hash_of_program, 14, mutate_sealed),
+    Reader("manifest", "bundle/manifest.json", bundle_file("manifest.json"), read_bundle(0), right_manifest, 8,
+           mutate_manifest, prepare_bundle),
+    Reader("bundle-npy", "bundle/constants/head.weight.npy", bundle_file("constants/head.weight.npy"), read_bundle(1),
+           unchanged(read_bundle(1)), 4, prepare=prepare_bundle),
+    Reader("bundle-hex", "bundle/images/0000/head.out.hex", bundle_file("images/0000/head.out.hex"), read_bundle(2),
+           unchanged(read_bundle(2)), 4, prepare=prepare_bundle),
+    Reader("bundle-program", "bundle/program.safetensors", bundle_file("program.safetensors"), read_bundle(0),
+           unchanged(read_bundle(0)), 4, mutate_sealed, prepare_bundle),
+    Reader("safetensors", "c.safetensors", safetensors_samples, read_checkpoint, right_safetensors, 8, needs="torch"),
+    Reader("pth", "c.pth", pth_samples, read_checkpoint, right_pth, 8, mutate_zip, needs="torch"),
+    Reader("hex", "m.hex", hex_samples, read_hex, right_hex, 8),
+    Reader("npz", "i.npz", npz_samples, read_npz, right_npz, 8, mutate_zip),
+    Reader("png", "i.png", image_samples("PNG"), read_one_image, right_image, 8, mutate_png),
+    Reader("jpeg", "i.jpg", image_samples("JPEG"), read_one_image, right_image, 6),
+    Reader("image", "i.img", image_samples("BMP", "GIF", "PPM", "TIFF", "WEBP"), read_one_image, right_image, 4),
+    Reader("labels", "set/labels.csv", labels_samples, read_labels, right_labels, 2, prepare=prepare_labels),
+]  # fmt: skip
+
+
+# --- running ---------------------------------------------------------------------------------------------------------
+
+
+class Hang(BaseException):
+    """A reader that took more than SECONDS of processor time."""
+
+
+class Breach(BaseException):
+    """A reader that ran code, opened a socket or wrote outside the worker's folder."""
+
+
+@dataclass
+class Guard:
+    """The audit hook of a worker: it cannot be removed, but it can sleep."""
+
+    folder: str
+    awake: bool = False
+    seen: list[str] = field(default_factory=list)
+
+    FORBIDDEN = (
+        "os.system", "os.exec", "os.fork", "os.forkpty", "os.posix_spawn", "os.spawn", "subprocess.Popen", "pty.spawn",
+        "socket.connect", "socket.bind", "socket.getaddrinfo", "ctypes.dlopen", "code.__new__", "marshal.loads",
+        "webbrowser.open", "shutil.copyfile", "urllib.Request",
+    )  # fmt: skip
+    CHANGES = (
+        "os.mkdir", "os.rename", "os.remove", "os.rmdir", "os.link", "os.symlink", "os.chmod", "os.truncate",
+        "tempfile.mkstemp", "tempfile.mkdtemp", "shutil.rmtree",
+    )  # fmt: skip
+
+    def __call__(self, event: str, args: tuple[Any, ...]) -> None:
+        if not self.awake:
+            return
+        if event == "open":
+            path, mode, flags = args
+            writes = (isinstance(mode, str) and set(mode) & set("wax+")) or (
+                isinstance(flags, int) and flags & (os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC)
+            )
+            if writes:
+                self.inside(event, path)
+        elif event in self.CHANGES:
+            for path in args[: 2 if event in ("os.rename", "os.link", "os.symlink") else 1]:
+                self.inside(event, path)
+        elif event.startswith(self.FORBIDDEN):
+            self.breach(f"{event} {args!r}"[:200])
+
+    def inside(self, event: str, path: Any) -> None:
+        if isinstance(path, (str, bytes, os.PathLike)):
+            place = os.path.realpath(os.fsdecode(path))
+            if not place.startswith(self.folder + os.sep):
+                self.breach(f"{event} {place}")
+
+    def breach(self, what: str) -> None:
+        self.seen.append(what)
+        raise Breach(what)
+
+
+class Outcome(NamedTuple):
+    """What became of a case: `refused`, `read`, or a failure and what it was."""
+
+    verdict: str
+    detail: str = ""
+
+
+def attempt(reader: Reader, path: Path, good: Bytes, guard: Guard) -> Outcome:
+    """One call of the reader on the file at `path`."""
+    guard.seen.clear()
+    signal.setitimer(signal.ITIMER_PROF, SECONDS)
+    guard.awake = True
+    try:
+        found = reader.read(path)
+    except UserError as problem:
+        return refusal(problem, guard)
+    except (Hang, Breach) as problem:
+        return Outcome(type(problem).__name__.lower(), str(problem))
+    except BaseException as problem:
+        import traceback
+
+        last = traceback.extract_tb(problem.__traceback__)[-1]
+        told = f"{type(problem).__name__}: {str(problem)[:200]} ({Path(last.filename).name}:{last.lineno})"
+        return Outcome("memory" if isinstance(problem, MemoryError) else "crash", told)
+    finally:
+        guard.awake = False
+        signal.setitimer(signal.ITIMER_PROF, 0)
+    if guard.seen:
+        return Outcome("breach", guard.seen[0])
+    try:
+        wanted = reader.right(path, good)
+    except Exception as problem:
+        return Outcome("wrong", f"taken, but the other reader says {type(problem).__name__}: {str(problem)[:200]}")
+    return Outcome("read") if found == wanted else Outcome("wrong", "taken, with another result than is right")
+
+
+def refusal(problem: BaseException, guard: Guard) -> Outcome:
+    """A clean refusal is one printable line, and hides no allocation that failed."""
+    if guard.seen:
+        return Outcome("breach", guard.seen[0])
+    message = str(problem)
+    at: BaseException | None = problem
+    while at is not None:
+        if isinstance(at, MemoryError):
+            return Outcome("memory", f"refused, after an allocation that failed: {message[:200]}")
+        at = at.__context__
+    if not message or len(message) > 2000 or len(message.splitlines()) > 1:
+        return Outcome("crash", f"the refusal is not one line: {message[:300]!r}")
+    return Outcome("refused")
+
+
+def cap_memory() -> None:
+    """From here on MEMORY more of address space than now."""
+    pages = int(Path("/proc/self/statm").read_text().split()[0])
+    limit = pages * resource.getpagesize() + MEMORY
+    resource.setrlimit(resource.RLIMIT_AS, (limit, resource.getrlimit(resource.RLIMIT_AS)[1]))
+
+
+def lift_memory() -> None:
+    hard = resource.getrlimit(resource.RLIMIT_AS)[1]
+    resource.setrlimit(resource.RLIMIT_AS, (hard, hard))
+
+
+def hung(number: int, frame: Any) -> None:
+    raise Hang(f"more than {SECONDS} s of processor time")
+
+
+def worker(folder: str, seed: int, rows: list[str], todo: list[tuple[int, int]], out: Any, keep: str | None) -> None:
+    """Runs the cases (row, number) of `todo`; sends ("at", row, number) before each and ("end", row, number, ...)."""
+    guard = Guard(os.path.realpath(folder))
+    sys.addaudithook(guard)
+    signal.signal(signal.SIGPROF, hung)
+    readers = [r for r in READERS if r.name in rows]
+    home = Path(folder)
+    for reader in readers:
+        start(reader, home / reader.name, guard)
+    cap_memory()
+    for row, number in todo:
+        reader = readers[row]
+        path = home / reader.name / reader.where
+        case = reader.case(seed, number)
+        out.send(("at", row, number))
+        path.write_bytes(case.data)
+        if number % 97 == 96:
+            os.truncate(path, SPARSE)  # all of it behind the content is a hole
+            case = Case(case.data, b"")
+        outcome = attempt(reader, path, case.good, guard)
+        if outcome.verdict not in ("refused", "read") and keep is not None:
+            (Path(keep) / f"{reader.name}-{seed}-{number}{path.suffix}").write_bytes(case.data)
+        path.unlink()
+        out.send(("end", row, number, outcome.verdict, outcome.detail))
+    out.send(("done",))
+
+
+def start(reader: Reader, home: Path, guard: Guard) -> None:
+    """Makes the reader's good files and reads each, so that what it needs is imported; each must be read rightly."""
+    home.mkdir(parents=True)
+    reader.prepare(home)
+    reader.good = reader.samples(home)
+    path = home / reader.where
+    for good in reader.good:
+        path.write_bytes(good)
+        assert reader.read(path) == reader.right(path, good), f"{reader.name}: a good file is not read rightly"
+    for warm in (b"", b"\0" * 100, reader.good[0][:-1]):  # what refusals import
+        path.write_bytes(warm)
+        with contextlib.suppress(UserError):
+            reader.read(path)
+    path.unlink()
+
+
+@dataclass
+class Result:
+    """counts: (reader, verdict) -> cases; failures: (reader, number, verdict, detail)."""
+
+    counts: Counter[tuple[str, str]] = field(default_factory=Counter)
+    failures: list[tuple[str, int, str, str]] = field(default_factory=list)
+
+
+def plan(cases: int, readers: list[Reader]) -> list[tuple[int, int]]:
+    """(row, number) of every case: the rows by their shares, in turn."""
+    total = sum(r.share for r in readers)
+    rows = [cases * r.share // total for r in readers]
+    rows[0] += cases - sum(rows)
+    return [(row, number) for row, count in enumerate(rows) for number in range(count)]
+
+
+def fuzz(
+    cases: int,
+    seed: int,
+    names: list[str] | None = None,
+    jobs: int = 1,
+    keep: str | None = None,
+    only: int | None = None,
+    progress: Callable[[int], None] = lambda done: None,
+) -> Result:
+    """Runs `cases` mutated files, spread over the readers; in `jobs` processes that a crash or a hang does not stop.
+
+    names: these readers alone; only: this case of each alone.  progress: called with the number of cases done.
+    """
+    import importlib.util
+
+    readers = [r for r in READERS if names is None or r.name in names]
+    readers = [r for r in readers if not r.needs or importlib.util.find_spec(r.needs) is not None]
+    rows = [r.name for r in readers]
+    todo = plan(cases, readers) if only is None else [(row, only) for row in range(len(rows))]
+    result = Result()
+    context = multiprocessing.get_context("spawn")
+    with tempfile.TemporaryDirectory(prefix="fuzz-") as base:
+        running: list[Any] = []
+        parts = [todo[i::jobs] for i in range(jobs)]
+        for part in parts:
+            running.append(launch(context, base, seed, rows, part, keep))
+        done = 0
+        while running:
+            for job in list(running):
+                done += listen(job, result, rows)
+                if not job.process.is_alive() and not job.pipe.poll():
+                    running.remove(job)
+                    if job.left:  # it died in the middle of a case
+                        row, number = job.left[0]
+                        verdict = "hang" if job.killed else "crash"
+                        detail = f"the process ended with {job.process.exitcode}" if job.started else "before any case"
+                        result.counts[rows[row], verdict] += 1
+                        result.failures.append((rows[row], number, verdict, detail))
+                        if not job.started:
+                            raise RuntimeError("a fuzz worker cannot start")
+                        running.append(launch(context, base, seed, rows, job.left[1:], keep))
+                elif time.monotonic() - job.heard > STALL:
+                    job.killed = True
+                    job.process.kill()
+                    job.process.join()
+            progress(done)
+            time.sleep(0.05)
+    return result
+
+
+@dataclass
+class Job:
+    process: Any
+    pipe: Any
+    left: list[tuple[int, int]]
+    heard: float
+    killed: bool = False
+    started: bool = False
+
+
+def launch(context: Any, base: str, seed: int, rows: list[str], todo: list[tuple[int, int]], keep: str | None) -> Job:
+    receive, send = context.Pipe(duplex=False)
+    folder = tempfile.mkdtemp(dir=base)
+    process = context.Process(target=worker, args=(folder, seed, rows, todo, send, keep), daemon=True)
+    process.start()
+    send.close()
+    return Job(process, receive, list(todo), time.monotonic())
+
+
+def listen(job: Job, result: Result, rows: list[str]) -> int:
+    """Takes what a worker has sent; returns the number of cases that ended."""
+    ended = 0
+    with contextlib.suppress(EOFError):
+        while job.pipe.poll():
+            kind, *rest = job.pipe.recv()
+            job.heard = time.monotonic()
+            job.started = True
+            if kind == "end":
+                row, number, verdict, detail = rest
+                assert job.left[0] == (row, number)
+                job.left.pop(0)
+                ended += 1
+                result.counts[rows[row], verdict] += 1
+                if verdict not in ("refused", "read"):
+                    result.failures.append((rows[row], number, verdict, detail))
+    return ended
+
+
+def report(result: Result) -> Iterator[str]:
+    verdicts = sorted({verdict for _, verdict in result.counts}, key=lambda v: (v not in ("refused", "read"), v))
+    yield f"{'reader':16}" + "".join(f"{verdict:>10}" for verdict in verdicts)
+    for name in dict.fromkeys(reader for reader, _ in result.counts):
+        yield f"{name:16}" + "".join(f"{result.counts[name, verdict]:10,}" for verdict in verdicts)
+    total = sum(result.counts.values())
+    yield f"{total:,} files, {len(result.failures)} failures"
+    for name, number, verdict, detail in result.failures[:50]:
+        yield f"FAILED --reader {name} --case {number}: {verdict}: {detail}"
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--cases", type=int, default=100_000)
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--jobs", type=int, default=len(os.sched_getaffinity(0)))
+    parser.add_argument("--reader", action="append", choices=[r.name for r in READERS])
+    parser.add_argument("--case", type=int, help="this case alone")
+    parser.add_argument("--keep", help="folder for the files of failures")
+    args = parser.parse_args()
+    if args.keep is not None:
+        Path(args.keep).mkdir(parents=True, exist_ok=True)
+    start_time, told = time.monotonic(), 0.0
+
+    def progress(done: int) -> None:
+        nonlocal told
+        if time.monotonic() - told > 10:
+            told = time.monotonic()
+            print(f"{done:,} of {args.cases:,}, {told - start_time:.0f} s", file=sys.stderr, flush=True)
+
+    result = fuzz(args.cases, args.seed, args.reader, args.jobs, args.keep, args.case, progress)
+    print("\n".join(report(result)))
+    print(f"{time.monotonic() - start_time:.0f} s, seed {args.seed}")
+    return 1 if result.failures else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
