@@ -35,6 +35,7 @@ import signal
 import sys
 import tempfile
 import time
+import warnings
 import zipfile
 import zlib
 from collections import Counter
@@ -216,7 +217,7 @@ class Reader:
     samples(folder): good files' bytes.  read(path): a digest of what was read; UserError refuses.  right(path, good):
     the digest that is right if the file at `path`, mutated from `good`, is taken at all; None is never right.
     where: name of the file in the worker's folder (a bundle's file lies deeper, beside the others).  prepare(folder):
-    what must lie there besides.  share: how many of a hundred cases, roughly.
+    what must lie there besides.  share: its part of the cases, against the others' shares.
     """
 
     name: str
@@ -274,13 +275,15 @@ def read_program(path: Path) -> str:
     return sha(program.digest, *(program.arrays[name] for name in sorted(program.arrays)))
 
 
+MARK = rb"\"sha256\":\""
+
+
 def seal_program(data: Bytes) -> Bytes:
     """The digest put right (SPEC 3.1), so that what lies behind that check is reached."""
-    mark = rb"\"sha256\":\""
-    at = data.find(mark)
+    at = data.find(MARK)
     if at < 0:
         return data
-    at += len(mark)
+    at += len(MARK)
     cleared = data[:at] + b"0" * 64 + data[at + 64 :]
     return data[:at] + hashlib.sha256(cleared).hexdigest().encode() + data[at + 64 :]
 
@@ -325,7 +328,8 @@ def read_sealed(path: Path) -> str:
 
 def hash_of_program(path: Path, good: Bytes) -> str:
     data = path.read_bytes()
-    return seal_program(data)[data.index(rb"\"sha256\":\"") :][14:78].decode()
+    at = data.index(MARK) + len(MARK)
+    return seal_program(data)[at : at + 64].decode()
 
 
 # Bundles
@@ -493,7 +497,8 @@ def mutate_zip(data: Bytes, other: Bytes, rng: random.Random) -> Bytes:
     kind = rng.randrange(8)
     file = io.BytesIO()
     method = rng.choice((zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA))
-    with zipfile.ZipFile(file, "w", method) as archive:
+    with warnings.catch_warnings(), zipfile.ZipFile(file, "w", method) as archive:
+        warnings.simplefilter("ignore")  # names that are there twice are meant
         for name, content in members.items():
             if name == chosen:
                 if kind < 4:
@@ -630,63 +635,283 @@ def right_labels(path: Path, good: Bytes) -> str:
     head = rows[0]
     column = max(i for i, name in enumerate(head) if name == ("label" if "label" in head else "class_index"))
     names = max(i for i, name in enumerate(head) if name == "file")
+    assert all(len(row) > names for row in rows)
     found = {row[names]: int(row[column]) for row in rows[1:]}
     labels = [found[name] for name in ("a.png", "b.png")] if {"a.png", "b.png"} <= set(found) else None
     return sha(["a.png", "b.png"], labels)
 
 
-# Memory files.  A format that is written and read is one call of `memory_file`.
+# Memory files, a row for each format: what it reads against a few lines of Python that read word by word
+
+BITS, SHAPE = 13, (6, 10)
 
 
-def memory_values(bits: int = 13) -> np.ndarray:
-    return np.random.default_rng(bits).integers(-(1 << (bits - 1)), 1 << (bits - 1), 60).astype(np.int16)
+def layout() -> Any:
+    from golden.formats import Layout
+
+    return Layout(("token", "channel"), SHAPE, BITS, True)
 
 
-def hex_samples(folder: Path) -> list[Bytes]:
-    from golden import hexfile
+def memory_samples(name: str) -> Callable[[Path], list[Bytes]]:
+    def samples(folder: Path) -> list[Bytes]:
+        from golden.formats import BY_ENDING, FORMATS, Head
 
-    values = memory_values()
-    return [hexfile.encode(values, 13, True, ["tensor x", "bits 13 signed"]), hexfile.encode(values[:7], 13, True)]
+        format_ = FORMATS.get(name) or BY_ENDING[name]
+        values = np.random.default_rng(1).integers(-(1 << (BITS - 1)), 1 << (BITS - 1), SHAPE).astype(np.int16)
+        comments = ("tensor x.y", "bits 13 signed")
+        made = [format_.encode(values, Head("x.y", layout(), comments[:n])) for n in (0, 2)]
+        if name == "hex":
+            made.append(made[0].replace(b"\n", b"\n@a\n", 10).replace(b"@a\n", b"", 9))
+        if name == "log":
+            made.append(b"# Loading work.top\n" + b"".join(b"# " + line + b"\n" for line in made[0].split(b"\n")[:-1]))
+        return made
+
+    return samples
 
 
-def read_hex(path: Path) -> str:
-    from golden import hexfile
+def read_memory(name: str) -> Callable[[Path], str]:
+    def read(path: Path) -> str:
+        from golden.formats import BY_ENDING, FORMATS
+        from golden.safe import read_inside
 
-    return sha(hexfile.decode(path.read_bytes(), 13, True).astype(np.int64))
+        format_ = FORMATS.get(name) or BY_ENDING[name]
+        data = read_inside(path.parent, path.name, format_.largest(layout()))
+        found = format_.decode(data, layout())
+        unknown = np.zeros(SHAPE, dtype=bool) if found.unknown is None else found.unknown
+        return sha_words(found.values.astype(np.int64), unknown)
+
+    return read
 
 
-def right_hex(path: Path, good: Bytes) -> str:
-    """Word by word in Python: comments away, underscores away, two's complement of 13 bits."""
-    text = re.sub(rb"//[^\n]*|/\*.*?\*/", b" ", path.read_bytes(), flags=re.DOTALL)
-    values = []
+def sha_words(values: Any, unknown: Any) -> str:
+    """Of an element with unknown bits only that it has some."""
+    values, unknown = np.array(values, dtype=np.int64), np.array(unknown, dtype=bool)
+    return sha(np.where(unknown, 0, values).reshape(SHAPE), unknown.reshape(SHAPE))
+
+
+Words = Callable[[Bytes], tuple[list[int], list[bool]]]
+
+
+def memory_right(words: Words) -> Callable[[Path, Bytes], str]:
+    return lambda path, good: sha_words(*words(path.read_bytes()))
+
+
+def hex_word(word: Bytes) -> tuple[int, bool]:
+    """(integer, whether a bit is unknown) of a word of up to 13 bits in two's complement."""
+    assert 1 <= len(word) <= 4 and re.fullmatch(rb"[0-9a-fA-FxXzZ]+", word), word
+    value = int(re.sub(rb"[xXzZ]", b"0", word), 16)
+    assert value < 1 << BITS
+    return value - (value >> (BITS - 1) << BITS), re.search(rb"[xXzZ]", word) is not None
+
+
+def words_of_hex(data: Bytes) -> tuple[list[int], list[bool]]:
+    text = re.sub(rb"//[^\n]*|/\*.*?(\*/|\Z)", b" ", data, flags=re.DOTALL).replace(b"_", b"")
+    memory: dict[int, tuple[int, bool]] = {}
+    at, addressed = 0, False
     for word in text.split():
-        digits = word.replace(b"_", b"").decode("ascii")
-        assert re.fullmatch(r"[0-9a-fA-F]{1,4}", digits), word
-        value = int(digits, 16)
-        assert value < 1 << 13
-        values.append(value - (1 << 13) if value >> 12 else value)
-    return sha(np.array(values, dtype=np.int64))
+        if word.startswith(b"@"):
+            at, addressed = int(word[1:], 16), True
+        else:
+            assert at not in memory
+            memory[at] = hex_word(word)
+            at += 1
+    assert addressed or len(memory) == 60
+    assert max(memory, default=0) < 60
+    found = [memory.get(i, (0, True)) for i in range(60)]
+    return [value for value, _ in found], [unknown for _, unknown in found]
+
+
+def words_of_log(data: Bytes) -> tuple[list[int], list[bool]]:
+    kept = []
+    for line in data.split(b"\n"):
+        line = line.removesuffix(b"\r").removeprefix(b"#")
+        words = re.split(rb"[ \t]+", line.strip(b" \t"))
+        if all(re.fullmatch(rb"[0-9a-fA-FxXzZ]{4}", word) for word in words):
+            kept += words
+    return words_of_hex(b"\n".join(kept) + b"\n")
+
+
+def words_of_coe(data: Bytes) -> tuple[list[int], list[bool]]:
+    text = re.sub(rb"(?m)^[ \t]*;[^\n]*", b"", data)
+    head, vector = re.fullmatch(
+        rb"(?is)\s*memory_initialization_radix\s*=\s*(\d+)\s*;\s*memory_initialization_vector\s*=([^;]*);\s*", text
+    ).groups()  # type: ignore[union-attr]
+    return in_radix(vector.replace(b",", b" ").split(), int(head))
+
+
+def in_radix(words: list[Bytes], radix: int) -> tuple[list[int], list[bool]]:
+    if radix == 16:
+        found = [hex_word(word) for word in words]
+        return [value for value, _ in found], [unknown for _, unknown in found]
+    values = []
+    for word in words:
+        if radix == 2:
+            assert re.fullmatch(rb"[01]{1,13}", word)
+            value = int(word, 2)
+        else:
+            assert radix == 10 and re.fullmatch(rb"[-+]?(0[xX][0-9a-fA-F]+|\d+)", word), word
+            value = int(word, 0) if b"x" in word.lower() else int(word)
+            assert -(1 << (BITS - 1)) <= value < 1 << BITS
+        value %= 1 << BITS
+        values.append(value - (value >> (BITS - 1) << BITS))
+    return values, [False] * len(values)
+
+
+def words_of_mif(data: Bytes) -> tuple[list[int], list[bool]]:
+    text = re.sub(rb"--[^\n]*|%.*?(%|\Z)", b" ", data, flags=re.DOTALL)
+    head, content = re.fullmatch(rb"(?is)(.*?)\bCONTENT\s+BEGIN\b(.*)\bEND\s*;\s*", text).groups()  # type: ignore[union-attr]
+    fields = {k.upper(): v.upper() for k, v in re.findall(rb"(\w+)\s*=\s*(\w+)\s*;", head)}
+    assert int(fields[b"WIDTH"]) == BITS and int(fields[b"DEPTH"]) == 60
+    radices = {b"HEX": 16, b"BIN": 2, b"DEC": 10, b"UNS": 10}
+    data_radix, base = (radices[fields.get(key, b"HEX")] for key in (b"DATA_RADIX", b"ADDRESS_RADIX"))
+    memory: dict[int, tuple[int, bool]] = {}
+    for entry in content.split(b";")[:-1]:
+        where, what = entry.split(b":")
+        ends = [int(e, 0 if e[:2] in (b"0x", b"0X") else base) for e in re.findall(rb"[+-]?\w+", where)]
+        values, unknown = in_radix(re.sub(rb"[][.]", b" ", what).split(), data_radix)
+        last = ends[1] if len(ends) == 2 else ends[0] + len(values) - 1
+        for i, at in enumerate(range(ends[0], last + 1)):
+            assert at not in memory and 0 <= at < 60
+            memory[at] = (values[i % len(values)], unknown[i % len(values)])
+    assert len(memory) == 60 and not content.split(b";")[-1].strip()
+    return [memory[i][0] for i in range(60)], [memory[i][1] for i in range(60)]
+
+
+def words_of_c(data: Bytes) -> tuple[list[int], list[bool]]:
+    text = re.sub(rb"(?ms)//[^\n]*|/\*.*?(\*/|\Z)|^[ \t]*#[^\n]*", b" ", data)
+    content = re.search(rb"\[\s*\d*\s*\]\s*=\s*\{([^}]*)\}", text)[1]  # type: ignore[index]
+    values = []
+    for word in content.replace(b",", b" ").split():
+        word = re.sub(rb"(?<=[0-9a-fA-F])[uUlL]+$", b"", word)
+        assert re.fullmatch(rb"[-+]?(0[xX][0-9a-fA-F]+|\d+)", word), word
+        values.append(int(word, 0) if b"x" in word.lower() else int(word))
+    assert len(values) == 60 and all(-(1 << 15) <= value < 1 << 15 for value in values)
+    return values, [False] * 60
+
+
+def words_of_bin(data: Bytes) -> tuple[list[int], list[bool]]:
+    return np.frombuffer(data, dtype="<i2").tolist(), [False] * 60
+
+
+def words_of_npy(data: Bytes) -> tuple[list[int], list[bool]]:
+    values = np.load(io.BytesIO(data), allow_pickle=False)
+    assert values.shape == SHAPE and values.dtype.kind in "iu"
+    return values.astype(np.int64).reshape(-1).tolist(), [False] * 60
+
+
+MEMORIES: dict[str, Words] = {
+    "npy": words_of_npy, "hex": words_of_hex, "mem": words_of_hex, "log": words_of_log, "coe": words_of_coe,
+    "mif": words_of_mif, "bin": words_of_bin, "c": words_of_c,
+}  # fmt: skip
+
+
+# Dumps of a device: a folder is read by its names, the files' comments and lists
+
+
+def read_dump(path: Path) -> str:
+    from golden.verdict.dumps import Folder
+    from golden.verify import Bundle
+
+    folder = Folder(path.parent, Bundle(path.parent.parent / "bundle"))
+    (dump,) = folder.dumps
+    found = folder.read(dump)
+    return sha(found.values.astype(np.int64), found.unknown is not None and found.unknown.any())
+
+
+def right_dump(path: Path, good: Bytes) -> str:
+    """Word by word, if its comments are those it had; what they say may change how words are packed."""
+    data = path.read_bytes()
+
+    def told(text: Bytes) -> list[Bytes]:
+        return re.findall(rb"\s*(?://|--|;)\s*((?:tensor|shape|order|bits|program) .*)", text[:4096])
+
+    if told(data) != told(good):
+        return read_dump(path)
+    text = re.sub(rb"//[^\n]*|/\*.*?(\*/|\Z)", b" ", data, flags=re.DOTALL).replace(b"_", b"")
+    words = text.split()
+    assert len(words) == 2 and all(re.fullmatch(rb"[0-9a-fA-FxXzZ]{1,8}", word) for word in words)
+    unknown = any(re.search(rb"[xXzZ]", word) for word in words)
+    values = [int(re.sub(rb"[xXzZ]", b"0", word), 16) for word in words]
+    return sha(np.array([[v - (v >> 31 << 32) for v in values]], dtype=np.int64), unknown)
+
+
+def prepare_dump(folder: Path) -> None:
+    prepare_bundle(folder)
+    (folder / "dut").mkdir()
+
+
+# Unit vectors: lines with a device's answers
+
+
+def vector_case() -> Any:
+    from golden.vectors.units import UNIT
+
+    return UNIT["saturate"].case({})
+
+
+def vector_samples(folder: Path) -> list[Bytes]:
+    from golden.vectors.lines import encode
+
+    case = vector_case()
+    stream = case.stream(1, 1, 40)
+    x = stream.chunk(0, 40)
+    made = case.compute(x)
+    lines = encode(case.fields, {**x, **made}).splitlines()
+    return [b"".join(line + b" " + line.split()[-1] + b"\n" for line in lines)]
+
+
+def read_vectors(path: Path) -> str:
+    from golden.vectors.judge import judge
+
+    with open(path, "rb") as file:
+        verdict = judge(vector_case(), file)
+    return sha(verdict.lines, verdict.errors, None if verdict.first is None else verdict.first.line)
+
+
+def right_vectors(path: Path, good: Bytes) -> str:
+    """Line by line: the answer is the integer clamped, and so is what the line expects."""
+    case = vector_case()
+    (v,), (out,) = case.inputs, case.outputs
+    low, high = (-(1 << (out.bits - 1)), (1 << (out.bits - 1)) - 1) if out.signed else (0, (1 << out.bits) - 1)
+    with open(path, "rb") as file:  # which may have a hole behind its content
+        *lines, rest = file.read(1 << 20).split(b"\n")
+    for number, line in enumerate(lines, start=1):
+        words = line.replace(b"_", b"").split()
+        assert len(words) == 3
+        value = int(words[0], 16)
+        assert value < 1 << v.bits
+        clamped = min(max(value - (value >> (v.bits - 1) << v.bits), low), high) % (1 << out.bits)
+        assert int(words[1], 16) == clamped
+        if re.search(rb"[xXzZ]", words[2]) or int(words[2], 16) != clamped:
+            assert re.fullmatch(rb"[0-9a-fA-FxXzZ]+", words[2])
+            return sha(number, 1, number)  # what comes behind is not judged
+    assert rest == b""
+    return sha(len(lines), 0, None)
 
 
 READERS = [
-    Reader("program", "p.safetensors", program_samples, read_program, unchanged(read_program), 14),
-    Reader("program-sealed", "p.safetensors", program_samples, read_sealed, hash_of_program, 14, mutate_sealed),
-    Reader("manifest", "bundle/manifest.json", bundle_file("manifest.json"), read_bundle(0), right_manifest, 8,
+    Reader("program", "p.safetensors", program_samples, read_program, unchanged(read_program), 40),
+    Reader("program-sealed", "p.safetensors", program_samples, read_sealed, hash_of_program, 20, mutate_sealed),
+    Reader("manifest", "bundle/manifest.json", bundle_file("manifest.json"), read_bundle(0), right_manifest, 4,
            mutate_manifest, prepare_bundle),
     Reader("bundle-npy", "bundle/constants/head.weight.npy", bundle_file("constants/head.weight.npy"), read_bundle(1),
-           unchanged(read_bundle(1)), 4, prepare=prepare_bundle),
+           unchanged(read_bundle(1)), 2, prepare=prepare_bundle),
     Reader("bundle-hex", "bundle/images/0000/head.out.hex", bundle_file("images/0000/head.out.hex"), read_bundle(2),
-           unchanged(read_bundle(2)), 4, prepare=prepare_bundle),
+           unchanged(read_bundle(2)), 2, prepare=prepare_bundle),
     Reader("bundle-program", "bundle/program.safetensors", bundle_file("program.safetensors"), read_bundle(0),
            unchanged(read_bundle(0)), 4, mutate_sealed, prepare_bundle),
-    Reader("safetensors", "c.safetensors", safetensors_samples, read_checkpoint, right_safetensors, 8, needs="torch"),
-    Reader("pth", "c.pth", pth_samples, read_checkpoint, right_pth, 8, mutate_zip, needs="torch"),
-    Reader("hex", "m.hex", hex_samples, read_hex, right_hex, 8),
-    Reader("npz", "i.npz", npz_samples, read_npz, right_npz, 8, mutate_zip),
-    Reader("png", "i.png", image_samples("PNG"), read_one_image, right_image, 8, mutate_png),
-    Reader("jpeg", "i.jpg", image_samples("JPEG"), read_one_image, right_image, 6),
-    Reader("image", "i.img", image_samples("BMP", "GIF", "PPM", "TIFF", "WEBP"), read_one_image, right_image, 4),
-    Reader("labels", "set/labels.csv", labels_samples, read_labels, right_labels, 2, prepare=prepare_labels),
+    Reader("safetensors", "c.safetensors", safetensors_samples, read_checkpoint, right_safetensors, 20, needs="torch"),
+    Reader("pth", "c.pth", pth_samples, read_checkpoint, right_pth, 14, mutate_zip, needs="torch"),
+    *(Reader(f"memory-{name}", f"m.{name}", memory_samples(name), read_memory(name), memory_right(words), 8)
+      for name, words in MEMORIES.items()),
+    Reader("dump", "dut/head.out.hex", bundle_file("images/0000/head.out.hex"), read_dump, right_dump, 2,
+           prepare=prepare_dump),
+    Reader("vectors", "v.txt", vector_samples, read_vectors, right_vectors, 8),
+    Reader("npz", "i.npz", npz_samples, read_npz, right_npz, 14, mutate_zip),
+    Reader("png", "i.png", image_samples("PNG"), read_one_image, right_image, 12, mutate_png),
+    Reader("jpeg", "i.jpg", image_samples("JPEG"), read_one_image, right_image, 10),
+    Reader("image", "i.img", image_samples("BMP", "GIF", "PPM", "TIFF", "WEBP"), read_one_image, right_image, 6),
+    Reader("labels", "set/labels.csv", labels_samples, read_labels, right_labels, 4, prepare=prepare_labels),
 ]  # fmt: skip
 
 
@@ -730,14 +955,17 @@ class Guard:
             if writes:
                 self.inside(event, path)
         elif event in self.CHANGES:
-            for path in args[: 2 if event in ("os.rename", "os.link", "os.symlink") else 1]:
-                self.inside(event, path)
+            both = event in ("os.rename", "os.link", "os.symlink")
+            base = "" if both or not isinstance(args[-1], int) or args[-1] < 0 else f"/proc/self/fd/{args[-1]}"
+            for path in args[: 2 if both else 1]:
+                self.inside(event, path, base)
         elif event.startswith(self.FORBIDDEN):
             self.breach(f"{event} {args!r}"[:200])
 
-    def inside(self, event: str, path: Any) -> None:
+    def inside(self, event: str, path: Any, base: str = "") -> None:
+        """base: the open folder that a relative path is relative to."""
         if isinstance(path, (str, bytes, os.PathLike)):
-            place = os.path.realpath(os.fsdecode(path))
+            place = os.path.realpath(os.path.join(base, os.fsdecode(path)))
             if not place.startswith(self.folder + os.sep):
                 self.breach(f"{event} {place}")
 
@@ -815,6 +1043,7 @@ def hung(number: int, frame: Any) -> None:
 
 def worker(folder: str, seed: int, rows: list[str], todo: list[tuple[int, int]], out: Any, keep: str | None) -> None:
     """Runs the cases (row, number) of `todo`; sends ("at", row, number) before each and ("end", row, number, ...)."""
+    warnings.simplefilter("ignore")  # of the readers that files are compared with
     guard = Guard(os.path.realpath(folder))
     sys.addaudithook(guard)
     signal.signal(signal.SIGPROF, hung)
@@ -902,7 +1131,7 @@ def fuzz(
         while running:
             for job in list(running):
                 done += listen(job, result, rows)
-                if not job.process.is_alive() and not job.pipe.poll():
+                if job.closed and not job.process.is_alive():
                     running.remove(job)
                     if job.left:  # it died in the middle of a case
                         row, number = job.left[0]
@@ -930,6 +1159,7 @@ class Job:
     heard: float
     killed: bool = False
     started: bool = False
+    closed: bool = False  # nothing more comes
 
 
 def launch(context: Any, base: str, seed: int, rows: list[str], todo: list[tuple[int, int]], keep: str | None) -> Job:
@@ -944,9 +1174,12 @@ def launch(context: Any, base: str, seed: int, rows: list[str], todo: list[tuple
 def listen(job: Job, result: Result, rows: list[str]) -> int:
     """Takes what a worker has sent; returns the number of cases that ended."""
     ended = 0
-    with contextlib.suppress(EOFError):
-        while job.pipe.poll():
+    while not job.closed and job.pipe.poll():
+        try:
             kind, *rest = job.pipe.recv()
+        except EOFError:
+            job.closed = True
+        else:
             job.heard = time.monotonic()
             job.started = True
             if kind == "end":
