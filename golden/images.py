@@ -298,7 +298,7 @@ def _labels_file(folder: Path, names: list[str]) -> tuple[list[int] | None, str]
             raise UserError(f"{path}: row {number} is cut off: it has no file")
         text = row[column] or ""
         if not (text.isascii() and text.isdigit() and len(text) < 10):
-            raise UserError(f"{path}: row {number} has {column} {text!r}, must be a class index")
+            raise UserError(f"{path}: row {number} has {column} {text[:40]!r}, must be a class index")
         labels[row["file"]] = int(text)
     missing = [name for name in names if name not in labels]
     if missing:
