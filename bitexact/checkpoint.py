@@ -27,18 +27,25 @@ import torch
 
 from bitexact.vim import VimConfig
 from intsim.errors import UserError
+from intsim.program_file import one_line
 
 __all__ = ["CheckpointError", "load_checkpoint", "read_metadata", "save_checkpoint"]
 
 _DTYPES = {torch.float16: "float16", torch.bfloat16: "bfloat16", torch.float32: "float32"}
 _METADATA_KEY = "vim"
-_LAYER = re.compile(r"layers\.(\d{1,6})\.")
+_LAYER = re.compile(r"layers\.(\d{1,18})\.")
 _MAX_FILE = 8 << 30
 _MAX_SIDE = 65536  # of an image, in pixels
 
 
 class CheckpointError(UserError, ValueError):
-    """A checkpoint that cannot be used; the message names the file, the key, the value and what is allowed."""
+    """A checkpoint that cannot be used; the message names the file, the key, the value and what is allowed.
+
+    One printable line, whatever keys and values the file has.
+    """
+
+    def __init__(self, message: str):
+        super().__init__(one_line(message))
 
 
 def load_checkpoint(
@@ -144,7 +151,7 @@ def _read(name: str) -> tuple[object, dict]:
         asked = re.search(r"GLOBAL ([\w.]+)", str(error))
         if asked:
             raise CheckpointError(
-                f"{name}: the pickle asks for '{asked.group(1)}', which could run code; allowed are tensors and "
+                f"{name}: the pickle asks for '{asked.group(1)[:80]}', which could run code; allowed are tensors and "
                 f"plain containers"
             ) from None
         raise CheckpointError(

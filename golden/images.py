@@ -313,7 +313,7 @@ def _open_npz_set(path: Path, size: Size, center_crop: bool) -> ImageSet:
     with _open_npz(str(path)) as archive:
         with _member(archive, str(path), "images") as file:
             shape, dtype = _array_header(file, str(path), "images")
-        if dtype != np.uint8 or len(shape) != 4 or shape[3] != size[2] or 0 in shape:
+        if dtype != np.uint8 or len(shape) != 4 or shape[3] != size[2] or min(shape) < 1:
             raise UserError(
                 f"{path}: images is {dtype} {list(shape)}, must be uint8 [n, {size[0]}, {size[1]}, {size[2]}]"
             )
@@ -344,6 +344,9 @@ def _npz_labels(archive: zipfile.ZipFile, path: str, count: int) -> list[int]:
 
 def _open_npz(path: str) -> zipfile.ZipFile:
     try:
+        with open(path, "rb") as file:  # zipfile would also take an archive behind something else
+            if file.read(2) != b"PK":
+                raise UserError(f"{path}: is not an npz file")
         return zipfile.ZipFile(path)
     except OSError as problem:
         raise UserError(f"{path}: cannot be read: {problem.strerror or problem}") from None

@@ -411,7 +411,7 @@ def right_image(path: Path, good: bytes) -> str:
     """Pillow's pixels, if the whole file can be decoded."""
     import PIL.Image
 
-    with PIL.Image.open(path) as image:
+    with PIL.Image.open(io.BytesIO(path.read_bytes())) as image:
         return sha(np.asarray(image.convert("RGB")))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import signal
 import sys
@@ -193,6 +194,17 @@ def test_labels_that_are_cut_off_are_refused(tmp_path: Path) -> None:
     os.truncate(labels, 1 << 36)
     with pytest.raises(UserError, match="bytes, more than"):
         open_images(tmp_path / "set", (8, 8, 3))
+
+
+def test_a_negative_number_of_images_is_refused(tmp_path: Path) -> None:
+    from golden.images import open_images
+
+    (good, *_) = fuzz_readers.npz_samples(tmp_path)
+    path = tmp_path / "i.npz"
+    with zipfile.ZipFile(io.BytesIO(good)) as archive, zipfile.ZipFile(path, "w") as changed:
+        changed.writestr("images.npy", archive.read("images.npy").replace(b"(5, 8, 8, 3), } ", b"(-1, 8, 8, 3), }"))
+    with pytest.raises(UserError, match=r"images is uint8 \[-1, 8, 8, 3\]"):
+        open_images(path, (8, 8, 3))
 
 
 def test_there_is_a_row_for_every_format() -> None:

@@ -20,7 +20,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-import intsim.kernels.base
+import intsim.plan
 import intsim.widths.witness
 from intsim.arithmetic import ROUNDINGS, limits, requantize, saturate
 from intsim.builder import Builder, Out
@@ -296,7 +296,7 @@ def test_a_program_survives_its_file(program: Program, tmp_path_factory: pytest.
 def test_threads_do_not_matter(program: Program, seed: int) -> None:
     images = images_for(program, seed)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(intsim.kernels.base, "GRAIN", 1)  # share even the smallest operator
+        patch.setattr(intsim.plan, "GRAIN", 1)  # share even the smallest operator
         wanted = Engine(program, threads=1).run(images, ["*"])
         for threads in range(2, 9):
             same(wanted, Engine(program, threads=threads).run(images, ["*"]))
