@@ -20,6 +20,7 @@ BUNDLE := golden_vectors
 help:
 	@echo "make golden   golden vectors of the embedded model in $(BUNDLE)/ (no torch needed)"
 	@echo "make test     all tests"
+	@echo "make fuzz     100,000 hostile files for every reader (nightly; make test has 5,000)"
 	@echo "make lint     ruff and mypy"
 	@echo "make rtl      the example RTL against golden vectors (needs simulators; says which)"
 	@echo "make faults   200 kills, full disks, broken caches and more; half an hour"
@@ -36,6 +37,11 @@ golden: $(VENV)/.core
 
 test: $(VENV)/.test
 	$(BIN)/python -m pytest $(TESTS)
+
+# SEED=... draws other files; a failure is run again by the options that it prints.
+SEED ?= 1
+fuzz: $(VENV)/.test
+	$(BIN)/python tests/fuzz.py --cases 100000 --seed $(SEED) --keep fuzz_failures
 
 lint: $(VENV)/.test
 	$(BIN)/ruff check .

@@ -11,12 +11,15 @@ models: the two directions are averaged ("if_divide_out") and the class token si
 import argparse
 import json
 import math
+import mmap
 import os
 import pickle
 import re
 import warnings
+import zipfile
 from collections.abc import Mapping
 from pathlib import Path
+from typing import IO, cast
 
 import safetensors
 import safetensors.torch
@@ -25,16 +28,25 @@ import torch
 from bitexact.vim import VimConfig
 from intsim.errors import UserError
 from intsim.files import write_atomically
+from intsim.program_file import one_line
 
 __all__ = ["CheckpointError", "load_checkpoint", "read_metadata", "save_checkpoint"]
 
 _DTYPES = {torch.float16: "float16", torch.bfloat16: "bfloat16", torch.float32: "float32"}
 _METADATA_KEY = "vim"
-_LAYER = re.compile(r"layers\.(\d+)\.")
+_LAYER = re.compile(r"layers\.(\d{1,18})\.")
+_MAX_FILE = 8 << 30
+_MAX_SIDE = 65536  # of an image, in pixels
 
 
 class CheckpointError(UserError, ValueError):
-    """A checkpoint that cannot be used; the message names the file, the key, the value and what is allowed."""
+    """A checkpoint that cannot be used; the message names the file, the key, the value and what is allowed.
+
+    One printable line, whatever keys and values the file has.
+    """
+
+    def __init__(self, message: str):
+        super().__init__(one_line(message))
 
 
 def load_checkpoint(
@@ -54,6 +66,7 @@ def load_checkpoint(
     name = os.fspath(path)
     state, metadata = _read(name)
     state = _unwrap(name, state)
+    _check_sizes(name, state)
     cfg = _infer(name, state, metadata, image_size)
     return cfg, _checked(name, state, cfg)
 
@@ -66,6 +79,7 @@ def read_metadata(path: str | os.PathLike) -> dict:
     name = os.fspath(path)
     if not _is_safetensors(name):
         return {}
+    _check_file(name)
     with _open_safetensors(name) as file:
         return _parse_metadata(name, file.metadata())
 
@@ -108,10 +122,7 @@ def _is_safetensors(name: str) -> bool:
 
 def _read(name: str) -> tuple[object, dict]:
     """Whatever the file holds (for a ``.pth`` any object), and its metadata."""
-    if not os.path.exists(name):
-        raise CheckpointError(f"{name}: no such file")
-    if os.path.isdir(name):
-        raise CheckpointError(f"{name}: is a folder; allowed is a .pth or .safetensors file")
+    _check_file(name)
     if _is_safetensors(name):
         with _open_safetensors(name) as file:
             metadata = _parse_metadata(name, file.metadata())
@@ -119,16 +130,19 @@ def _read(name: str) -> tuple[object, dict]:
                 return {key: file.get_tensor(key) for key in file.keys()}, metadata  # noqa: SIM118
             except Exception as error:
                 raise CheckpointError(f"{name}: cannot read the tensors: {_line(error)}") from None
+    _check_archive(name)
     try:
         # Namespace is plain data: official training checkpoints keep their arguments in one.
         with torch.serialization.safe_globals([argparse.Namespace]), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # about odd pickle protocols; what follows decides
-            return torch.load(name, map_location="cpu", weights_only=True), {}
+            with open(name, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+                # mapped: a length that the pickle states allocates no more than the file has
+                return torch.load(cast(IO[bytes], data), map_location="cpu", weights_only=True), {}
     except pickle.UnpicklingError as error:
         asked = re.search(r"GLOBAL ([\w.]+)", str(error))
         if asked:
             raise CheckpointError(
-                f"{name}: the pickle asks for '{asked.group(1)}', which could run code; allowed are tensors and "
+                f"{name}: the pickle asks for '{asked.group(1)[:80]}', which could run code; allowed are tensors and "
                 f"plain containers"
             ) from None
         raise CheckpointError(
@@ -137,6 +151,40 @@ def _read(name: str) -> tuple[object, dict]:
     except Exception as error:  # torch raises many kinds for damaged files
         kind = type(error).__name__
         raise CheckpointError(f"{name}: not a torch checkpoint, or a damaged one ({kind}: {_line(error)})") from None
+
+
+def _check_file(name: str) -> None:
+    if not os.path.exists(name):
+        raise CheckpointError(f"{name}: no such file")
+    if os.path.isdir(name):
+        raise CheckpointError(f"{name}: is a folder; allowed is a .pth or .safetensors file")
+    if not os.path.isfile(name):  # a device or a pipe may never end
+        raise CheckpointError(f"{name}: is no regular file; allowed is a .pth or .safetensors file")
+    if os.path.getsize(name) > _MAX_FILE:
+        raise CheckpointError(f"{name}: has {os.path.getsize(name)} bytes; allowed are up to {_MAX_FILE}")
+
+
+def _check_archive(name: str) -> None:
+    """Holds the parts of a zip archive, which a ``.pth`` is since torch 1.6, against its checksums: torch does not.
+
+    Parts are stored as they are; a compressed one, or more bytes of parts than of file, is refused unread.
+    """
+    try:
+        if not zipfile.is_zipfile(name):
+            return  # of the older kind, without checksums
+        with zipfile.ZipFile(name) as archive:
+            parts = archive.infolist()
+            if any(part.compress_type != zipfile.ZIP_STORED for part in parts):
+                raise CheckpointError(f"{name}: has compressed parts; allowed are archives as torch writes them")
+            if sum(part.file_size for part in parts) > os.path.getsize(name):
+                raise CheckpointError(f"{name}: its parts are longer than the file")
+            damaged = archive.testzip()
+    except CheckpointError:
+        raise
+    except Exception as error:  # zipfile raises many kinds for damaged files
+        raise CheckpointError(f"{name}: not a torch checkpoint, or a damaged one ({_line(error)})") from None
+    if damaged is not None:
+        raise CheckpointError(f"{name}: its part '{damaged}' is damaged: it has not its checksum")
 
 
 def _open_safetensors(name: str):
@@ -154,7 +202,7 @@ def _parse_metadata(name: str, raw: dict[str, str] | None) -> dict:
     if _METADATA_KEY in raw:
         try:
             value = json.loads(raw[_METADATA_KEY])
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise CheckpointError(f"{name}: metadata '{_METADATA_KEY}' is not JSON: {_line(error)}") from None
         if not isinstance(value, dict):
             raise CheckpointError(f"{name}: metadata '{_METADATA_KEY}' is {value!r}; allowed is a JSON object")
@@ -163,7 +211,7 @@ def _parse_metadata(name: str, raw: dict[str, str] | None) -> dict:
     for key, value in raw.items():
         try:
             parsed[key] = json.loads(value)
-        except ValueError:
+        except (ValueError, RecursionError):
             parsed[key] = value
     return parsed
 
@@ -190,6 +238,18 @@ def _unwrap(name: str, state: object) -> dict[str, torch.Tensor]:
         if not isinstance(key, str) or not isinstance(value, torch.Tensor):
             raise CheckpointError(f"{name}: key {key!r} holds a {type(value).__name__}; allowed are tensors")
     return dict(state)
+
+
+def _check_sizes(name: str, state: dict[str, torch.Tensor]) -> None:
+    """Refuses tensors that repeat what the file holds (a stride of 0, one storage many times): copies would be huge."""
+    size, total = os.path.getsize(name), 0
+    for key, tensor in state.items():
+        total += tensor.numel() * tensor.element_size()
+        if total > size:
+            raise CheckpointError(
+                f"{name}: key '{key}' has shape {list(tensor.shape)}; allowed are tensors of together no more than the "
+                f"{size} bytes of the file"
+            )
 
 
 def _infer(name: str, state: dict[str, torch.Tensor], metadata: dict, image_size) -> VimConfig:
@@ -255,7 +315,9 @@ def _geometry(name: str, metadata: dict, image_size, patch: int, tokens: int) ->
     if metadata.get("stride") is not None:
         wanted_stride = metadata["stride"]
         if not _is_count(wanted_stride):
-            raise CheckpointError(f"{name}: metadata 'stride' is {wanted_stride!r}; allowed are integers from 1 up")
+            raise CheckpointError(
+                f"{name}: metadata 'stride' is {wanted_stride!r}; allowed are integers 1 .. {_MAX_SIDE}"
+            )
     if image_size is None:
         side = math.isqrt(n_patches)
         if side * side != n_patches:
@@ -269,7 +331,7 @@ def _geometry(name: str, metadata: dict, image_size, patch: int, tokens: int) ->
     pair = (image_size, image_size) if _is_count(image_size) else image_size
     if not isinstance(pair, tuple | list) or len(pair) != 2 or not all(_is_count(side) for side in pair):
         raise CheckpointError(
-            f"{name}: {where} is {image_size!r}; allowed are an integer from 1 up or a pair (height, width)"
+            f"{name}: {where} is {image_size!r}; allowed are an integer 1 .. {_MAX_SIDE} or a pair (height, width)"
         )
     height, breadth = pair
     if patch > min(height, breadth):
@@ -297,7 +359,7 @@ def _geometry(name: str, metadata: dict, image_size, patch: int, tokens: int) ->
 
 
 def _is_count(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= 1
+    return isinstance(value, int) and not isinstance(value, bool) and 1 <= value <= _MAX_SIDE
 
 
 def _shapes(cfg: VimConfig) -> dict[str, tuple[int, ...]]:

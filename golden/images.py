@@ -14,6 +14,7 @@ Other files of a folder (by their ending) and hidden files are left alone.  EXIF
 from __future__ import annotations
 
 import csv
+import io
 import os
 import warnings
 import zipfile
@@ -24,13 +25,17 @@ from typing import IO, Any, NoReturn
 
 import numpy as np
 
+from golden.safe import read_plain
 from intsim.errors import UserError
 from intsim.program import Array
+from intsim.program_file import one_line
 
 ENDINGS = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".ppm", ".pgm", ".tif", ".tiff", ".webp")
 DECODERS = ("PNG", "JPEG", "BMP", "GIF", "PPM", "TIFF", "WEBP")
 MAX_IMAGES = 10_000_000
 MAX_PIXELS = 1 << 27
+MAX_FILE = 512 << 20  # bytes of an image file
+MAX_LABELS = 64 << 20  # bytes of a labels file
 LABELS_FILE = "labels.csv"
 LABEL_COLUMNS = ("label", "class_index")
 
@@ -109,9 +114,9 @@ class ImageSet:
                 try:
                     data = file.read(length)
                 except (OSError, EOFError, zipfile.BadZipFile, ValueError) as problem:
-                    raise UserError(f"{self.path}: images cannot be read: {problem}") from None
+                    raise UserError(f"{self.path}: images cannot be read: {one_line(str(problem))}") from None
                 except Exception as problem:  # zlib.error and the other decompressors' own
-                    raise UserError(f"{self.path}: images cannot be decompressed: {problem}") from None
+                    raise UserError(f"{self.path}: images cannot be decompressed: {one_line(str(problem))}") from None
                 if len(data) != length:
                     raise UserError(f"{self.path}: images ends within image {position} of {shape[0]}")
                 if position in wanted:
@@ -164,10 +169,11 @@ def read_image(path: Path, size: Size, center_crop: bool = False) -> Array:
     """
     import PIL.Image
 
+    data = read_plain(path, MAX_FILE)  # whole: a decoder that asks for more than there is then allocates nothing
     try:
-        with warnings.catch_warnings(), open(path, "rb") as file:
+        with warnings.catch_warnings():
             warnings.simplefilter("error", PIL.Image.DecompressionBombWarning)
-            with PIL.Image.open(file, formats=DECODERS) as image:
+            with PIL.Image.open(io.BytesIO(data), formats=DECODERS) as image:
                 check_size((image.height, image.width), size, center_crop, str(path))
                 image.load()
                 pixels = _pixels(image, size[2], str(path))
@@ -178,9 +184,9 @@ def read_image(path: Path, size: Size, center_crop: bool = False) -> Array:
     except (PIL.Image.DecompressionBombError, PIL.Image.DecompressionBombWarning):
         raise UserError(f"{path}: the image it declares is too large to be decoded") from None
     except OSError as problem:
-        raise UserError(f"{path}: cannot be read: {problem.strerror or problem}") from None
+        raise UserError(f"{path}: cannot be read: {one_line(str(problem.strerror or problem))}") from None
     except Exception as problem:  # a damaged file makes decoders raise nearly anything
-        raise UserError(f"{path}: cannot be decoded: {problem}") from None
+        raise UserError(f"{path}: cannot be decoded: {one_line(str(problem))}") from None
     return fit(pixels, size, center_crop, str(path))
 
 
@@ -280,18 +286,19 @@ def _labels_file(folder: Path, names: list[str]) -> tuple[list[int] | None, str]
     if not path.exists():
         return None, f"there is no {LABELS_FILE} and no subfolder for each class"
     try:
-        with open(path, newline="", encoding="utf-8") as file:
-            rows = list(csv.DictReader(file))
-    except (OSError, UnicodeDecodeError, csv.Error) as problem:
+        rows = list(csv.DictReader(io.StringIO(read_plain(path, MAX_LABELS).decode("utf-8"), newline="")))
+    except (UnicodeDecodeError, csv.Error) as problem:
         raise UserError(f"{path}: cannot be read: {problem}") from None
     column = next((c for c in LABEL_COLUMNS if rows and c in rows[0]), None)
     if column is None or "file" not in rows[0]:
         raise UserError(f"{path}: must have the columns file and {' or '.join(LABEL_COLUMNS)}")
     labels: dict[str, int] = {}
     for number, row in enumerate(rows, start=2):
+        if row["file"] is None:
+            raise UserError(f"{path}: row {number} is cut off: it has no file")
         text = row[column] or ""
         if not (text.isascii() and text.isdigit() and len(text) < 10):
-            raise UserError(f"{path}: row {number} has {column} {text!r}, must be a class index")
+            raise UserError(f"{path}: row {number} has {column} {text[:40]!r}, must be a class index")
         labels[row["file"]] = int(text)
     missing = [name for name in names if name not in labels]
     if missing:
@@ -306,7 +313,7 @@ def _open_npz_set(path: Path, size: Size, center_crop: bool) -> ImageSet:
     with _open_npz(str(path)) as archive:
         with _member(archive, str(path), "images") as file:
             shape, dtype = _array_header(file, str(path), "images")
-        if dtype != np.uint8 or len(shape) != 4 or shape[3] != size[2] or 0 in shape:
+        if dtype != np.uint8 or len(shape) != 4 or shape[3] != size[2] or min(shape) < 1:
             raise UserError(
                 f"{path}: images is {dtype} {list(shape)}, must be uint8 [n, {size[0]}, {size[1]}, {size[2]}]"
             )
@@ -329,7 +336,7 @@ def _npz_labels(archive: zipfile.ZipFile, path: str, count: int) -> list[int]:
         try:
             data = file.read(count * dtype.itemsize)
         except Exception as problem:  # a damaged archive: zlib.error, BadZipFile, EOFError
-            raise UserError(f"{path}: labels cannot be read: {problem}") from None
+            raise UserError(f"{path}: labels cannot be read: {one_line(str(problem))}") from None
     if len(data) != count * dtype.itemsize:
         raise UserError(f"{path}: labels is truncated")
     return [int(v) for v in np.frombuffer(data, dtype=dtype)]
@@ -337,11 +344,14 @@ def _npz_labels(archive: zipfile.ZipFile, path: str, count: int) -> list[int]:
 
 def _open_npz(path: str) -> zipfile.ZipFile:
     try:
+        with open(path, "rb") as file:  # zipfile would also take an archive behind something else
+            if file.read(2) != b"PK":
+                raise UserError(f"{path}: is not an npz file")
         return zipfile.ZipFile(path)
     except OSError as problem:
         raise UserError(f"{path}: cannot be read: {problem.strerror or problem}") from None
     except (zipfile.BadZipFile, ValueError, NotImplementedError) as problem:
-        raise UserError(f"{path}: is not an npz file: {problem}") from None
+        raise UserError(f"{path}: is not an npz file: {one_line(str(problem))}") from None
 
 
 def _member(archive: zipfile.ZipFile, path: str, name: str) -> IO[bytes]:
@@ -351,14 +361,14 @@ def _member(archive: zipfile.ZipFile, path: str, name: str) -> IO[bytes]:
     try:
         return archive.open(f"{name}.npy")
     except (OSError, zipfile.BadZipFile, NotImplementedError, RuntimeError) as problem:
-        raise UserError(f"{path}: {name} cannot be read: {problem}") from None
+        raise UserError(f"{path}: {name} cannot be read: {one_line(str(problem))}") from None
 
 
 def _array_header(file: IO[bytes], path: str, name: str) -> tuple[tuple[int, ...], np.dtype]:
     """Shape and dtype from the start of an npy stream, which is then at its data.  Nothing is unpickled."""
 
     def refuse(problem: object) -> NoReturn:
-        raise UserError(f"{path}: {name} is not a plain array: {problem}")
+        raise UserError(f"{path}: {name} is not a plain array: {one_line(str(problem))}")
 
     try:
         version = np.lib.format.read_magic(file)

@@ -24,6 +24,11 @@ def read_inside(folder: Path, path: str, largest: int) -> bytes:
     place = folder / path
     if not stays_inside(folder, place):
         raise UserError(f"{place}: leads out of the folder {folder}")
+    return read_plain(place, largest, " that its words can take")
+
+
+def read_plain(place: Path, largest: int, why: str = " that are read") -> bytes:
+    """The bytes of a plain file, or of one that a link leads to; as `read_inside`."""
     try:
         # a pipe or a device must not block: opened without waiting, looked at, and closed again
         flags = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
@@ -35,11 +40,11 @@ def read_inside(folder: Path, path: str, largest: int) -> bytes:
         if not stat.S_ISREG(found.st_mode):
             raise UserError(f"{place}: is not a plain file")
         if found.st_size > largest:
-            raise UserError(f"{place}: has {found.st_size} bytes, more than the {largest} that its words can take")
+            raise UserError(f"{place}: has {found.st_size} bytes, more than the {largest}{why}")
         try:
-            data = file.read(largest + 1)
+            data = file.read(found.st_size + 1)
         except OSError as problem:
             raise UserError(f"{place}: cannot be read: {problem.strerror}") from None
-    if len(data) > largest:
+    if len(data) > found.st_size:
         raise UserError(f"{place}: grows while it is read")
     return data

@@ -189,7 +189,7 @@ def test_metadata_stride_alone(tmp_path):
         (None, "pos_embed' has 25 tokens, which is no square grid|an image size is needed"),
         (12, "no stride gives for an image of 12 x 12 and patches of 4"),
         (3, "image_size is 3 x 3; allowed are sides from the patch size, 4, up"),
-        (0, "image_size is 0; allowed are an integer from 1 up"),
+        (0, "image_size is 0; allowed are an integer 1 .. 65536"),
         (-4, "image_size is -4"),
         ("32", "image_size is '32'"),
         ((32,), r"image_size is \(32,\)"),

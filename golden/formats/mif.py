@@ -57,11 +57,11 @@ def decode(data: bytes, layout: Layout) -> Elements:
     for name, wanted in (("WIDTH", layout.word_bits), ("DEPTH", layout.words)):
         told = fields.get(name, "")
         if not told.isdigit() or int(told[:12]) != wanted:
-            raise UserError(f"its {name} is {told or 'missing'}, must be {wanted}")
+            raise UserError(f"its {name} is {told[:40] or 'missing'}, must be {wanted}")
     radix = {name: fields.get(name, "HEX") for name in ("ADDRESS_RADIX", "DATA_RADIX")}
     for name, value in radix.items():
         if value not in RADICES:
-            raise UserError(f"its {name} is {value}, this reads {', '.join(RADICES)}")
+            raise UserError(f"its {name} is {value[:40]}, this reads {', '.join(RADICES)}")
     line = body[: begin.end()].count(b"\n") + 1
     content = body[begin.end() : end.start()]
     found = text.tokens(content, BETWEEN, line)

@@ -39,10 +39,10 @@ def decode(data: bytes, layout: Layout) -> Elements:
         raise UserError("it is not a NumPy file")
     size, start = (2, 10) if data[6] == 1 else (4, 12)
     length = int.from_bytes(data[8 : 8 + size], "little")
-    if data[6] not in (1, 2, 3) or length > MAX_HEADER or start + length > len(data):
+    if data[6] not in (1, 2, 3) or data[7] != 0 or length > MAX_HEADER or start + length > len(data):
         raise UserError("its header is malformed or cut off")
     try:
-        head = ast.literal_eval(data[start : start + length].decode("latin-1").strip())
+        head = ast.literal_eval(data[start : start + length].decode("ascii").strip())
         descr, fortran, shape = head["descr"], head["fortran_order"], tuple(head["shape"])
     except (ValueError, SyntaxError, KeyError, TypeError, MemoryError, RecursionError):
         raise UserError("its header is malformed") from None

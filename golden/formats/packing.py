@@ -60,15 +60,15 @@ class Packing:
         tiles = TILES.fullmatch(self.order)
         if tiles is None and MAJOR.fullmatch(self.order) is None:
             raise UserError(
-                f"order {self.order!r}: allowed are row-major, token-major, channel-major, state-major, tiles:TxC "
+                f"order {self.order[:40]!r}: allowed are row-major, token-major, channel-major, state-major, tiles:TxC "
                 "with T and C from 1 on, and behind the last :by-channel, :skewed or both"
             )
         if tiles and max(int(tiles[1]), int(tiles[2])) > MAX_TILE:
-            raise UserError(f"order {self.order!r}: a side of a tile may be up to {MAX_TILE}")
+            raise UserError(f"order {self.order[:40]!r}: a side of a tile may be up to {MAX_TILE}")
         if not 1 <= self.lanes <= MAX_LANES:
             raise UserError(f"{self.lanes} lanes, allowed are 1 to {MAX_LANES}")
         if self.lane_order not in LANE_ORDERS:
-            raise UserError(f"lane order {self.lane_order!r}, allowed are {' and '.join(LANE_ORDERS)}")
+            raise UserError(f"lane order {self.lane_order[:40]!r}, allowed are {' and '.join(LANE_ORDERS)}")
 
     @property
     def plain(self) -> bool:
