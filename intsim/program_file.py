@@ -220,7 +220,7 @@ def from_description(d: dict[str, Any]) -> Program:
     if d["format"] != "intsim-program":
         raise ProgramError(f"format is {d['format']!r}, must be 'intsim-program'")
     if not readable(d["spec"]):
-        raise ProgramError(f"it was made for SPEC version {d['spec']!r}, this reads {SPEC_VERSION} and older ones of it")
+        raise ProgramError(f"it was made for SPEC version {d['spec']!r}, this reads up to {SPEC_VERSION}")
     if set(d) != FIELDS:
         raise ProgramError(f"the description's fields are {sorted(d)}, must be {sorted(FIELDS)}")
     for name in ("name", "profile", "rounding"):
@@ -232,7 +232,7 @@ def from_description(d: dict[str, Any]) -> Program:
     program = Program(d["name"], d["profile"], d["rounding"], (height, width, channels), classes, d["provenance"])
     for name, t in d["tensors"].items():
         overflow = text(t["overflow"], "overflow") if "overflow" in t else None
-        program.tensors[name] = Tensor(name, text(t["role"], "role"), *declared(name, t), overflow)
+        program.tensors[name] = Tensor(name, text(t["role"], "role"), *declared(name, t), overflow=overflow)
     for name, c in d["constants"].items():
         program.constants[name] = Constant(name, *declared(name, c))
     for o in typed(d["operators"], list, "operators"):

@@ -261,7 +261,7 @@ def narrowed(v: View, kind: Kind, port: str, tensor: Tensor) -> Tensor:
     """The declaration that a narrow accumulator must have, from the one of full width (SPEC section 13)."""
     made = v.output(port)
     v.require(port in kind.narrowable, f"tensor {port} may not have an overflow, allowed are {kind.narrowable}")
-    v.require(made.overflow in OVERFLOWS, f"overflow of {port} is {made.overflow!r}, allowed are {', '.join(OVERFLOWS)}")
+    v.require(made.overflow in OVERFLOWS, f"overflow of {port} is {made.overflow!r}, must be {' or '.join(OVERFLOWS)}")
     v.require(
         MIN_NARROW <= made.bits <= tensor.bits,
         f"accumulator {port} has {made.bits} bits, allowed are {MIN_NARROW} .. {tensor.bits}",

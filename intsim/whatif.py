@@ -41,7 +41,7 @@ MIN_VALUE = 2  # bits of a value: a sign and something else
 
 @dataclass(frozen=True)
 class Rule:
-    """Tensors (a glob, or one of CLASSES) get `bits` bits; overflow: "wrap", "saturate" or None, see the table above."""
+    """Tensors (a glob, or one of CLASSES) get `bits` bits; overflow: "wrap", "saturate" or None, as in the table."""
 
     glob: str
     bits: int
@@ -157,8 +157,8 @@ class _Plan:
             names = [name for name in self.program.tensors if name == rule.glob or fnmatchcase(name, rule.glob)]
         if not names:
             raise UserError(
-                f"what-if {rule}: no tensor matches {rule.glob!r}; names look like {self.program.logits}, and there are "
-                f"the classes {', '.join(CLASSES)}"
+                f"what-if {rule}: no tensor matches {rule.glob!r}; names look like {self.program.logits}, "
+                f"classes are {', '.join(CLASSES)}"
             )
         for name in names:
             self.change(rule, name, self.program.tensors[name])
@@ -205,7 +205,7 @@ class _Plan:
         return self.formats[name][1] - (self.program.tensors[name].exponent or 0)
 
     def rebuild(self) -> Program:
-        """The Program, built anew with the chosen formats: every shift, exponent and proof that follows is made again."""
+        """The Program, built anew with the chosen formats: every shift, exponent and proof follows from them."""
         old = self.program
         self.check_stream()
         profile = old.profile
@@ -233,7 +233,7 @@ class _Plan:
         return made
 
     def check_stream(self) -> None:
-        """One format for the residual stream; and what reads a narrowed tensor must be of a kind that `scaled` knows."""
+        """One format for the residual stream; what reads a changed tensor must be of a kind that `scaled` knows."""
         formats = {self.formats.get(name) for name in self.residual}
         if len(formats) > 1:
             missing = next(n for n in self.program.tensors if n in self.residual and self.formats.get(n) is None)

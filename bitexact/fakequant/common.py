@@ -176,7 +176,7 @@ class Register:
 def summed(
     x: Tensor, weight: Tensor, bias: Tensor, narrow: Register | None, order: Sequence[int] | None = None
 ) -> Tensor:
-    """x [..., I] times weight [O, I] plus bias [O]; a narrow accumulator adds the inputs in `order` (None: ascending)."""
+    """x [..., I] times weight [O, I] plus bias [O]; a narrow accumulator adds inputs in `order`."""
     if narrow is None or narrow.overflow == "wrap":
         acc = x @ weight.T + bias
         return acc if narrow is None else narrow.wrap(acc)
@@ -342,7 +342,7 @@ class Step:
         return Register(declared.bits, declared.overflow, self.e_out(port), self.dtype, self.device)
 
     def bound_register(self, port: str, bound: ArrayLike) -> None:
-        """Adds the bounds of an accumulator, `bound` in its own units at full width, and of its reduction if it wraps."""
+        """Adds the bounds of an accumulator, `bound` in its own units at full width; and of wrapping it."""
         declared = self.made(port)
         half = 1 << (declared.bits - 1) if declared.overflow == "wrap" else 0
         self.exact.value(declared.name, np.asarray(bound) + half, self.e_out(port))

@@ -378,7 +378,8 @@ class Fused:
         if self.device.type != "cuda" and not interpreted():
             raise UserError(f"device {str(self.device)!r}: the fast form needs CUDA; use the plain form there")
         if self.program.narrowed:
-            raise UserError(f"{self.program.narrowed[0]} may overflow, which the fast form does not do; use the plain form")
+            name = self.program.narrowed[0]
+            raise UserError(f"{name} may overflow, which the fast form cannot compute; use the plain form")
         self.depth = check_topology(self.program)
         self.layers = [Layer(self.program, self.device, i) for i in range(self.depth)]
         self.tokens = self.layers[0].tokens_count if self.layers else 0
