@@ -12,6 +12,7 @@ import math
 import mmap
 import os
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -231,8 +232,9 @@ def from_description(d: dict[str, Any]) -> Program:
     classes = [text(c, "class") for c in typed(d["classes"], list, "classes")]
     program = Program(d["name"], d["profile"], d["rounding"], (height, width, channels), classes, d["provenance"])
     for name, t in d["tensors"].items():
+        tensor = Tensor(name, text(t["role"], "role"), *declared(name, t))
         overflow = text(t["overflow"], "overflow") if "overflow" in t else None
-        program.tensors[name] = Tensor(name, text(t["role"], "role"), *declared(name, t), overflow=overflow)
+        program.tensors[name] = replace(tensor, overflow=overflow)
     for name, c in d["constants"].items():
         program.constants[name] = Constant(name, *declared(name, c))
     for o in typed(d["operators"], list, "operators"):
