@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from golden.commands.common import (
+    WhatIf,
     crop_option,
     device_option,
     embedded_images,
@@ -22,6 +23,7 @@ from golden.commands.common import (
     say,
     table,
     threads_option,
+    what_if_options,
 )
 from intsim.errors import UserError
 
@@ -45,6 +47,7 @@ CHUNK = 4  # images that the torch path runs at a time on a CPU: its tensors the
 @click.option("--count", type=click.IntRange(min=1), help="So many images, spread evenly over the set.  [default: all]")
 @click.option("--batch", type=click.IntRange(1, 4096), help="Images at a time.  [default: 64; 256 on CUDA]")
 @model_option
+@what_if_options
 @click.option(
     "--checkpoint", type=click.Path(path_type=Path), help="For --engine float.  [default: the embedded checkpoint]"
 )
@@ -63,6 +66,7 @@ def command(
     count: int | None,
     batch: int | None,
     model: Path | None,
+    what_if: WhatIf,
     checkpoint: Path | None,
     device: str,
     form: str | None,
@@ -81,6 +85,8 @@ def command(
         raise UserError(f"--checkpoint is for --engine float; --model names the Program of --engine {engine}")
     if engine == "float" and model is not None:
         raise UserError("--model is not for --engine float; --checkpoint names its checkpoint")
+    if engine == "float" and what_if != WhatIf():
+        raise UserError("--engine float has no integers, so there is nothing to narrow")
     if engine != "fake" and (device != "cpu" or form is not None):
         raise UserError(f"--device and --form are for --engine fake; --engine {engine} runs on the CPU")
     place = embedded_images() if data is None else data
@@ -91,10 +97,11 @@ def command(
         if engine == "float":
             size, classes, name, classify = float_model(checkpoint, threads)
         else:
-            program, _ = load(model)
+            program, _ = load(model, what_if)
             size, classes, name = program.image, program.classes, program.name
         if engine == "fake":
-            classify = fake_model(program, device, form == "fast" if form else on_cuda, batch, threads)
+            fast = form == "fast" if form else on_cuda and not program.narrowed
+            classify = fake_model(program, device, fast, batch, threads)
         images = open_images(place, size, classes=classes, count=count, center_crop=center_crop)
         images.require_labels(len(classes))
         if engine == "int":
