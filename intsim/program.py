@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from intsim.arithmetic import Int64, container, int64
-from intsim.errors import ProgramError
+from intsim.errors import ProgramError, UserError
 
 AXES = ("row", "column", "token", "channel", "state")
 ROLES = ("input", "output", "accumulator", "state", "internal")
@@ -165,6 +165,11 @@ class Program:
     def narrowed(self) -> list[str]:
         """Names of the accumulators that may overflow (SPEC section 13)."""
         return [name for name, tensor in self.tensors.items() if tensor.overflow is not None]
+
+    def require_full_width(self, what: str) -> None:
+        """Raises UserError for a Program with a narrow accumulator; what: the rest of the sentence."""
+        if self.narrowed:
+            raise UserError(f"accumulator {self.narrowed[0]} may overflow (a what-if, SPEC section 13): {what}")
 
     @property
     def logits(self) -> str:
