@@ -271,7 +271,9 @@ class _Check:
         except UserError as problem:
             raise _Broken(f"{manifest.NAME}: {problem}") from None
         wanted["program"]["file"] = file_entry(manifest.PROGRAM_FILE, data)
-        for field in ("spec", "program", "operators", "tensors"):
+        stated = content["spec"]
+        self.expect(stated == program.spec, f"{manifest.NAME}: spec is {stated!r}, the Program's is {program.spec}")
+        for field in ("program", "operators", "tensors"):
             self.expect(content[field] == wanted[field], f"{manifest.NAME}: {field} does not follow from the Program")
         constants = content["constants"]
         if not isinstance(constants, dict) or not all(isinstance(c, dict) for c in constants.values()):
