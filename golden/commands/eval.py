@@ -77,7 +77,7 @@ def command(
     """Top-1 over labelled images: of the integer Program, by the engine or in torch, or of the float checkpoint.
 
     JSON: engine, device, model, top1 (percent), n, correct, seconds, images_per_second, predictions (class index of
-    each image).
+    each image), and of narrow accumulators overflows: {name: elements that were not the exact sum}.
     """
     from golden.images import open_images
 
@@ -104,10 +104,12 @@ def command(
             classify = fake_model(program, device, fast, batch, threads)
         images = open_images(place, size, classes=classes, count=count, center_crop=center_crop)
         images.require_labels(len(classes))
+        integer = None
         if engine == "int":
-            classify = integer_model(program, threads)
+            integer, classify = integer_model(program, threads)
         if engine != "float":  # what is only done once is not timed
             classify(black(min(batch, len(images)), size))
+        before = integer.overflows if integer else {}
         correct, predictions, seconds = score(images, classify, batch)
         top1 = 100 * correct / len(images)
         rate = len(images) / seconds
@@ -119,6 +121,13 @@ def command(
         figures = (str(len(images)), str(correct), f"{top1:.2f}", f"{seconds:.1f}", f"{rate:,.1f}")
         rows.add_row(shown, name, *figures)
         out.print(rows)
+        if integer is not None and program.narrowed:
+            found["overflows"] = {name: n - before[name] for name, n in integer.overflows.items()}
+            wrong = {name: n for name, n in found["overflows"].items() if n}
+            worst = max(wrong, key=lambda name: wrong[name], default="")
+            most = f"; most in {worst}, {wrong[worst]:,}" if wrong else ""
+            overflowed = f"overflowed: {sum(wrong.values()):,} elements of {len(wrong)} accumulators"
+            out.print(f"{overflowed} of {len(program.narrowed)} narrow ones{most}", soft_wrap=True)
 
 
 def black(count: int, size: tuple[int, int, int]) -> Any:
@@ -145,12 +154,12 @@ def score(images: ImageSet, classify: Classify, batch: int) -> tuple[int, list[i
     return correct, predictions, time.perf_counter() - start
 
 
-def integer_model(program: Program, threads: int | None) -> Classify:
-    """pixels uint8 [n, H, W, C] -> logits int32 [n, classes], by the engine."""
+def integer_model(program: Program, threads: int | None) -> tuple[Any, Classify]:
+    """(engine, pixels uint8 [n, H, W, C] -> logits int32 [n, classes])."""
     from golden.engines import make_engine
 
     engine = make_engine(program, say, threads)
-    return lambda pixels: engine.run(pixels)[program.logits].reshape(len(pixels), -1)
+    return engine, lambda pixels: engine.run(pixels)[program.logits].reshape(len(pixels), -1)
 
 
 def fake_model(program: Program, device: str, fast: bool, batch: int, threads: int | None) -> Classify:
