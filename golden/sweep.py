@@ -237,6 +237,7 @@ def plot(result: dict[str, Any], title: str) -> bytes:
     values = list(dict.fromkeys(row["value"] for row in rows))
     named = any(isinstance(value, str) for value in values)
     kinds = list(dict.fromkeys(row["overflow"] for row in rows))
+    largest = 0.0
     for kind in kinds:
         mine = [row for row in rows if row["overflow"] == kind]
         mine.sort(key=lambda row: values.index(row["value"]) if named else row["value"])
@@ -244,16 +245,19 @@ def plot(result: dict[str, Any], title: str) -> bytes:
         style = {"marker": "o", "label": kind or result["what"]}
         axes[0].plot(at, [row["top1"] for row in mine], **style)
         axes[1].plot(at, [row["agreement"] for row in mine], **style)
-        if kind is None:
-            axes[2].plot(at, [share(row["saturations"], row["saturable"]) for row in mine], **style)
-        else:
-            axes[2].plot(at, [share(row["overflows"], row["accumulated"]) for row in mine], **style)
+        wrong = ("saturations", "saturable") if kind is None else ("overflows", "accumulated")
+        shares = [share(row[wrong[0]], row[wrong[1]]) for row in mine]
+        largest = max(largest, *shares)
+        axes[2].plot(at, shares, clip_on=False, **style)
     axes[0].axhline(reference["top1"], color="0.5", linestyle="--", label=f"reference, {reference['top1']:.2f} %")
     axes[0].set_ylabel("top-1, %")
     axes[1].set_ylabel("agrees with the reference, %")
-    axes[2].set_ylabel("saturated values, %" if kinds == [None] else "overflowed accumulators, %")
-    axes[2].set_yscale("symlog", linthresh=1e-4)
-    axes[2].set_ylim(bottom=0)
+    if kinds == [None]:
+        axes[2].set_ylabel("saturated values, %")
+    else:
+        axes[2].set_ylabel("overflowed accumulators, %")
+        axes[2].set_yscale("symlog", linthresh=1e-4)
+    axes[2].set_ylim(0, 1.2 * largest or 1)
     axes[2].set_xlabel(result["what"])
     if named:
         axes[2].set_xticks(range(len(values)), values)
