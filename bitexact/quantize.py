@@ -65,12 +65,15 @@ class Settings:
     fuse: bool = True
     rounding: str = "half_up"
     seed: int = 0
+    activation_bits: int = 8
 
     def __post_init__(self) -> None:
         if self.profile not in PROFILES:
             raise UserError(f"profile is {self.profile!r}, allowed are {', '.join(PROFILES)}")
         if not 1 <= self.k <= 4:
             raise UserError(f"k is {self.k}, allowed are 1 .. 4")
+        if not 2 <= self.activation_bits <= 8:
+            raise UserError(f"activation_bits is {self.activation_bits}, allowed are 2 .. 8")
         if self.search not in ("cosine", "minmax"):
             raise UserError(f"search is {self.search!r}, allowed are cosine and minmax")
         if self.rounding not in ROUNDINGS:
@@ -90,6 +93,7 @@ def quantize(
     mean: Sequence[float] | None = None,
     std: Sequence[float] | None = None,
     seed: int = 0,
+    activation_bits: int = 8,
     classes: Sequence[str] | None = None,
     name: str | None = None,
     progress: Progress | None = None,
@@ -104,11 +108,12 @@ def quantize(
     fuse: per-state factors fused into x_proj (needs reparameterize to have an effect).
     mean, std: per image channel, on pixels / 255; default: the checkpoint's metadata, else ImageNet's.
     seed: for the choice of rows on which exponents are searched.
+    activation_bits: width of every activation (weights keep 8, the state has its profile's).
     progress(done, total, operator): called after each operator.
 
     The same bytes in give the same Program.  Raises UserError (checkpoint, images or settings unusable).
     """
-    settings = Settings(profile, k, search, reparameterize, fuse, rounding, seed)
+    settings = Settings(profile, k, search, reparameterize, fuse, rounding, seed, activation_bits)
     if images.dtype != np.uint8 or images.ndim != 4 or len(images) == 0:
         raise UserError(f"calibration images are {images.dtype} {list(images.shape)}, must be uint8 [n, H, W, C]")
     model = FloatModel(
@@ -141,6 +146,7 @@ class _Lowering:
         self.settings = settings
         self.images, self.progress = images, progress
         self.mode = settings.rounding
+        self.bits = settings.activation_bits
         self.done, self.total = 0, 5 + self.cfg.depth * 18
         self.q: dict[str, Array] = {"image": images}  # integers by tensor name, [n, *shape]
         self.taps: dict[str, Tensor] = {}  # the float model's tensors by name, [n, token, channel]
@@ -166,6 +172,7 @@ class _Lowering:
                 "seed": settings.seed,
                 "mean": list(float_model.mean),
                 "std": list(float_model.std),
+                **({} if settings.activation_bits == 8 else {"activation_bits": settings.activation_bits}),
             },
         )
 
@@ -329,12 +336,12 @@ class _Lowering:
         eps_q = max(1, round(self.model.norm_f.eps * width / 2.0 ** (2 * e)))
         real = q / (q.square().mean(dim=1, keepdim=True) + eps_q / width).sqrt()
         real = real * torch.from_numpy(g * np.exp2(e_gamma))
-        choice = self.choice(real, self.target(f"{name}.out", len(q)), 8, True, weight=importance)
+        choice = self.choice(real, self.target(f"{name}.out", len(q)), self.bits, True, weight=importance)
         shift = choice.exponents(width) - (e_gamma - 12)
         e_gamma = e_gamma + np.minimum(shift - -24, 0) + np.maximum(shift - 24, 0)  # a gamma of 0, say
         g = integers(gamma, e_gamma, 12)
         constants = {"gamma": g, "gamma_exponent": e_gamma}
-        self.add("rmsnorm", name, {"x": x}, constants, {"eps_q": eps_q}, {"out": self.out(choice, 8)})
+        self.add("rmsnorm", name, {"x": x}, constants, {"eps_q": eps_q}, {"out": self.out(choice, self.bits)})
 
     def linear(
         self,
@@ -368,8 +375,9 @@ class _Lowering:
                 function = (functions or {}).get(port)
                 k = self.settings.k if groups else 1
                 weight_of = relative_weight(function(target[:, part])) if function is F.softplus else None
-                choice = self.choice(made[:, part], target[:, part], 8, True, function=function, k=k, weight=weight_of)
-                formats[port] = self.out(choice, 8)
+                columns = made[:, part], target[:, part]
+                choice = self.choice(*columns, self.bits, True, function=function, k=k, weight=weight_of)
+                formats[port] = self.out(choice, self.bits)
                 wanted[part] = choice.exponents(part.stop - part.start)
             elif fixed.bits == 32:  # logits: one exponent, the finest, so that no bit of any class is rounded away
                 formats[port] = Out(32, e_x + int(exponent.min()))
@@ -398,10 +406,10 @@ class _Lowering:
         quantized = fake_quantize(weight, torch.from_numpy(exponent)[:, None], 8, True, "half_even")
         made = (windows * quantized).sum(dim=2) + bias
         made, bias = self.corrected(made, target, bias)
-        choice = self.choice(made, target, 8, True, function=F.silu)
+        choice = self.choice(made, target, self.bits, True, function=F.silu)
         wanted = choice.exponents(inner)
         constants = self.rows_as_integers(weight, bias, exponent, e_x, wanted, np.zeros(taps, dtype=np.int64))
-        self.add("conv1d", name, {"x": x}, constants, {"reverse": int(reverse)}, {"out": self.out(choice, 8)})
+        self.add("conv1d", name, {"x": x}, constants, {"reverse": int(reverse)}, {"out": self.out(choice, self.bits)})
 
     def rom(self, name: str, x: str, function: str) -> None:
         """A ROM for each group of x; its output has the same groups, with exponents of their own."""
@@ -423,16 +431,16 @@ class _Lowering:
             if len(members) == 0:
                 continue
             part = None if weight is None else weight[members]
-            choice = self.choice(values[:, members], target[:, members], 8, signed, k=1, weight=part)
+            choice = self.choice(values[:, members], target[:, members], self.bits, signed, k=1, weight=part)
             exponents[members] = choice.exponent
         empty = int(exponents.min())
         outs = [int(exponents[index == g][0]) if (index == g).any() else empty for g in range(len(levels))]
         base = max(min(outs), max(outs) - 15)
         outs = [max(e, base) for e in outs]
-        rom = rom_table(function, list(zip(levels, outs, strict=True)), 8, signed, self.mode)
-        out = Out(8, base, signed)
+        rom = rom_table(function, list(zip(levels, outs, strict=True)), self.bits, signed, self.mode)
+        out = Out(self.bits, base, signed)
         if term is not None:
-            out = Out(8, base, signed, "channel", tuple(e - base for e in outs), index)
+            out = Out(self.bits, base, signed, "channel", tuple(e - base for e in outs), index)
         constants = {"rom": rom, "rom_index": index}
         self.add("rom", name, {"x": x}, constants, {"function": FUNCTIONS.index(function)}, {"out": out})
 
@@ -471,8 +479,8 @@ class _Lowering:
                 best = min(best, stepped, key=lambda trial: trial.error)
         y_acc, target = best.y_acc, self.taps[f"{name}.y"][self.some].double()
         values, wanted, weight = self.along("token", y_acc, target, gain)
-        choice = self.choice(values, wanted, 8, True, weight=weight)
-        outputs = {"h": Out(bits, best.base), "y": self.out(choice, 8, "token")}
+        choice = self.choice(values, wanted, self.bits, True, weight=weight)
+        outputs = {"h": Out(bits, best.base), "y": self.out(choice, self.bits, "token")}
         self.add("scan", name, ports, best.constants, {"abar_fraction": 15}, outputs)
 
     def state_exponents(self, largest: Tensor, token_shift: np.ndarray, bits: int) -> np.ndarray:
@@ -500,14 +508,14 @@ class _Lowering:
             best = -np.inf
             for tried in GATE_AXES:
                 values, wanted, weight = self.along(tried, made, target, importance)
-                table = similarity_table(values, wanted, 8, True, self.mode, weight=weight)
+                table = similarity_table(values, wanted, self.bits, True, self.mode, weight=weight)
                 found, cosine = choose(table, self.settings.k)
                 if cosine > best:
                     best, axis, choice = cosine, tried, found
         else:
             values, wanted, weight = self.along(axis, made, target, importance)
-            choice = self.choice(values, wanted, 8, True, weight=weight)
-        self.add("gate", name, ports, {}, {}, {"out": self.out(choice, 8, axis)})
+            choice = self.choice(values, wanted, self.bits, True, weight=weight)
+        self.add("gate", name, ports, {}, {}, {"out": self.out(choice, self.bits, axis)})
 
     def along(self, axis: str, made: Tensor, target: Tensor, importance: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """(values, target, weight) with the positions of an axis as columns, from [images, token, channel] tensors."""
@@ -701,7 +709,7 @@ class _ScanPlan:
         }
         middle = int(np.median(e_h)) + e_c + 8
         e_y = int(np.clip(middle, e_h.max() + e_c - 31, e_h.min() + e_c + 31))
-        outputs = {"h": Out(self.bits, base), "y": Out(8, e_y)}
+        outputs = {"h": Out(self.bits, base), "y": Out(low.bits, e_y)}
         trial = Builder("trial", rounding=low.mode, image=program.image, classes=[])
         trial.program.tensors = dict(program.tensors)
         trial.program.constants = dict(program.constants)

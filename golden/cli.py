@@ -12,6 +12,7 @@
     intsim quantize CHECKPOINT --calibration PATH --out MODEL
     intsim export --format onnx --out FILE            the Program for other tools
     intsim widths                                     bits that each register needs and uses
+    intsim sweep --what W --values V,V --data PATH --out DIR    a width at many values
     intsim vectors UNIT                               inputs and expected outputs of an arithmetic unit
     intsim judge UNIT                                 the same lines with a DUT's outputs appended: are they right?
 
@@ -41,7 +42,7 @@ from intsim.errors import UserError
 # each is `command` in golden/commands/NAME.py
 COMMANDS = (
     *("info", "run", "dump", "golden", "headers", "verify"),
-    *("eval", "compare", "widths", "report", "quantize", "export"),
+    *("eval", "compare", "widths", "sweep", "report", "quantize", "export"),
     *("vectors", "judge"),
 )
 

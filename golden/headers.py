@@ -20,7 +20,7 @@ from pathlib import Path
 import numpy as np
 
 from golden import manifest
-from intsim import SPEC_VERSION, __version__
+from intsim import __version__
 from intsim.arithmetic import ROUNDINGS, bits_needed, container
 from intsim.errors import UserError
 from intsim.files import new_folder
@@ -74,8 +74,8 @@ def _items(program: Program) -> Iterator[Item]:
     yield Item("PROGRAM_NAME", program.name)
     yield Item("PROGRAM_SHA256", program.digest or "", "golden files made from it bear the same")
     yield Item("PROGRAM_PROFILE", program.profile)
-    yield Item("SPEC_VERSION", SPEC_VERSION)
-    major, minor = SPEC_VERSION.split(".")
+    yield Item("SPEC_VERSION", program.spec)
+    major, minor = program.spec.split(".")
     yield Item("SPEC_MAJOR", int(major))
     yield Item("SPEC_MINOR", int(minor))
     yield Item("ROUNDING", ROUNDINGS.index(program.rounding), program.rounding)
@@ -287,7 +287,7 @@ def c_header(program: Program, name: str = "intsim") -> str:
 def _preamble(program: Program, what: str) -> list[str]:
     return [
         f"{what}: made by intsim {__version__} from a Program; do not edit, run 'intsim headers' again",
-        f"SPEC {SPEC_VERSION}",
+        f"SPEC {program.spec}",
         f"program {program.digest}",
         "NAME_FILE lies in a bundle: a constant's at that path, a tensor's in images/0000/ (0001, ...)",
     ]

@@ -14,7 +14,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from golden.formats.style import Style
-from intsim import SPEC_VERSION, __version__
+from intsim import __version__
 from intsim.errors import UserError
 from intsim.program import Constant, Program, Tensor
 
@@ -81,12 +81,14 @@ def tensor_entry(program: Program, name: str, style: Style = PLAIN) -> dict[str,
     """Entry of a tensor: who makes it, how to read its files, what its integers mean."""
     tensor = program.tensors[name]
     op = program.producer(name)
+    narrow = {} if tensor.overflow is None else {"overflow": tensor.overflow}
     return {
         "operator": op.name if op else None,
         "kind": op.kind if op else None,
         "port": name[len(op.name) + 1 :] if op else None,
         "role": tensor.role,
         **layout(tensor, style),
+        **narrow,
         **scale(program, tensor),
     }
 
@@ -122,7 +124,7 @@ def describe(program: Program, style: Style = PLAIN) -> dict[str, Any]:
     return {
         "format": FORMAT,
         "version": version_of(style),
-        "spec": SPEC_VERSION,
+        "spec": program.spec,
         "tool": {"name": "intsim", "version": __version__},
         "program": program_entry(program),
         **({} if style.plain else {"layout": style.to_json()}),

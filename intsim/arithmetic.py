@@ -65,6 +65,12 @@ def saturate(v: object, bits: int, signed: bool) -> Int64:
     return np.clip(int64(v), np.int64(low), np.int64(high))
 
 
+def wrap(v: object, bits: int) -> Int64:
+    """v modulo 2^bits, in the range of a signed format of `bits` bits (SPEC section 13)."""
+    half = np.int64(1) << np.int64(bits - 1)
+    return ((int64(v) + half) & (2 * half - 1)) - half
+
+
 def requantize(v: object, s: object, bits: int, signed: bool, mode: str) -> Int64:
     """One rounding, then one saturation: sat(round_shift(v, s)) (SPEC section 2)."""
     return saturate(round_shift(v, s, mode), bits, signed)

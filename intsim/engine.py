@@ -20,6 +20,7 @@ import numpy as np
 from intsim.errors import ProgramError, UserError
 from intsim.kernels import KERNELS
 from intsim.kernels.base import Kernel
+from intsim.kernels.narrow import NARROW, Narrow
 from intsim.plan import Plan, Workers
 from intsim.program import Array, Operator, Program
 from intsim.taps import select
@@ -51,6 +52,15 @@ class Engine:
         self._kernels = [bind(program, op) for op in program.operators]
         self._plans: dict[tuple[int, frozenset[str]], Plan] = {}
         self._lock = threading.Lock()
+
+    @property
+    def overflows(self) -> dict[str, int]:
+        """Narrow accumulator -> elements that were not the exact sum, over all images so far (SPEC section 13)."""
+        counted: dict[str, int] = {}
+        for k in self._kernels:
+            if isinstance(k, Narrow):
+                counted.update(zip(map(k.op.tensor, k.registers), map(int, k.overflows), strict=True))
+        return {name: counted[name] for name in self.program.narrowed}
 
     def run(self, images: Array, taps: Iterable[str] = ()) -> dict[str, Array]:
         """The logits and every tensor that a glob in `taps` names, in execution order.
@@ -115,7 +125,8 @@ def bind(program: Program, op: Operator) -> Kernel:
     """The kernel of an operator.  Raises ProgramError if there is none."""
     if op.kind not in KERNELS:
         raise ProgramError(f"operator {op.name}: there is no kernel for the kind {op.kind!r}")
-    return KERNELS[op.kind](program, op)
+    narrow = any(program.tensors[op.tensor(port)].overflow is not None for port in op.outputs)
+    return NARROW[op.kind](program, op) if narrow else KERNELS[op.kind](program, op)
 
 
 Bound = Callable[[Mapping[str, Array], Collection[str]], dict[str, Array]]

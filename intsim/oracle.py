@@ -26,6 +26,12 @@ class Oracle:
         self.program = program
         self.steps = [(op, KINDS[op.kind], View(program, op)) for op in program.operators]
 
+    @property
+    def overflows(self) -> dict[str, int]:
+        """Narrow accumulator -> elements that were not the exact sum, over all images so far (SPEC section 13)."""
+        counted = {op.tensor(port): n for op, _, view in self.steps for port, n in view.overflows.items()}
+        return {name: counted.get(name, 0) for name in self.program.narrowed}
+
     def run_one(self, image: Array) -> dict[str, Array]:
         """Every tensor of one image, `image` [H, W, C] uint8, each in its container.
 

@@ -13,10 +13,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from intsim.arithmetic import Int64, container, int64
-from intsim.errors import ProgramError
+from intsim.errors import ProgramError, UserError
 
 AXES = ("row", "column", "token", "channel", "state")
 ROLES = ("input", "output", "accumulator", "state", "internal")
+OVERFLOWS = ("wrap", "saturate")
 
 Array = NDArray[Any]
 
@@ -42,7 +43,10 @@ class Term:
 
 @dataclass(frozen=True)
 class Tensor:
-    """Declaration of a tensor: real value = q * 2^(exponent + terms).  `exponent` None: scale set by SPEC text."""
+    """Declaration of a tensor: real value = q * 2^(exponent + terms).  `exponent` None: scale set by SPEC text.
+
+    overflow: of an accumulator that is narrower than its proof asks for, "wrap" or "saturate" (SPEC section 13).
+    """
 
     name: str
     role: str
@@ -52,6 +56,7 @@ class Tensor:
     signed: bool
     exponent: int | None
     terms: tuple[Term, ...] = ()
+    overflow: str | None = None
 
     @property
     def dtype(self) -> np.dtype:
@@ -63,7 +68,7 @@ class Tensor:
         return next((t for t in self.terms if t.axis == axis and t.shifts is not None), None)
 
     def to_json(self) -> dict[str, Any]:
-        return {
+        stated: dict[str, Any] = {
             "role": self.role,
             "axes": list(self.axes),
             "shape": list(self.shape),
@@ -72,6 +77,9 @@ class Tensor:
             "exponent": self.exponent,
             "terms": [t.to_json() for t in self.terms],
         }
+        if self.overflow is not None:
+            stated["overflow"] = self.overflow
+        return stated
 
 
 @dataclass(frozen=True)
@@ -147,6 +155,21 @@ class Program:
     arrays: dict[str, Array] = field(default_factory=dict)
     operators: list[Operator] = field(default_factory=list)
     digest: str | None = None
+
+    @property
+    def spec(self) -> str:
+        """The lowest version of SPEC.md that has all that the Program uses."""
+        return "1.1" if self.narrowed else "1.0"
+
+    @property
+    def narrowed(self) -> list[str]:
+        """Names of the accumulators that may overflow (SPEC section 13)."""
+        return [name for name, tensor in self.tensors.items() if tensor.overflow is not None]
+
+    def require_full_width(self, what: str) -> None:
+        """Raises UserError for a Program with a narrow accumulator; what: the rest of the sentence."""
+        if self.narrowed:
+            raise UserError(f"accumulator {self.narrowed[0]} may overflow (a what-if, SPEC section 13): {what}")
 
     @property
     def logits(self) -> str:

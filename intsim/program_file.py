@@ -11,6 +11,8 @@ import json
 import math
 import mmap
 import os
+import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -45,7 +47,7 @@ def describe(program: Program) -> dict[str, Any]:
     height, width, channels = program.image
     return {
         "format": "intsim-program",
-        "spec": SPEC_VERSION,
+        "spec": program.spec,
         "sha256": ZEROS.decode(),
         "name": program.name,
         "profile": program.profile,
@@ -218,8 +220,8 @@ def from_description(d: dict[str, Any]) -> Program:
     """Program without arrays from the description; the result still has to be validated."""
     if d["format"] != "intsim-program":
         raise ProgramError(f"format is {d['format']!r}, must be 'intsim-program'")
-    if d["spec"] != SPEC_VERSION:
-        raise ProgramError(f"it was made for SPEC version {d['spec']!r}, this is {SPEC_VERSION}")
+    if not readable(d["spec"]):
+        raise ProgramError(f"it was made for SPEC version {d['spec']!r}, this reads up to {SPEC_VERSION}")
     if set(d) != FIELDS:
         raise ProgramError(f"the description's fields are {sorted(d)}, must be {sorted(FIELDS)}")
     for name in ("name", "profile", "rounding"):
@@ -230,7 +232,9 @@ def from_description(d: dict[str, Any]) -> Program:
     classes = [text(c, "class") for c in typed(d["classes"], list, "classes")]
     program = Program(d["name"], d["profile"], d["rounding"], (height, width, channels), classes, d["provenance"])
     for name, t in d["tensors"].items():
-        program.tensors[name] = Tensor(name, text(t["role"], "role"), *declared(name, t))
+        tensor = Tensor(name, text(t["role"], "role"), *declared(name, t))
+        overflow = text(t["overflow"], "overflow") if "overflow" in t else None
+        program.tensors[name] = replace(tensor, overflow=overflow)
     for name, c in d["constants"].items():
         program.constants[name] = Constant(name, *declared(name, c))
     for o in typed(d["operators"], list, "operators"):
@@ -241,7 +245,16 @@ def from_description(d: dict[str, Any]) -> Program:
         program.operators.append(
             Operator(text(o["name"], "name"), text(o["kind"], "kind"), inputs, constants, attributes, outputs)
         )
+    if program.narrowed and d["spec"] == "1.0":
+        raise ProgramError(f"tensor {program.narrowed[0]} has an overflow, which SPEC version 1.0 does not know")
     return program
+
+
+def readable(version: Any) -> bool:
+    """Whether this can read a Program of that version of SPEC.md: the major number is the same, the minor not newer."""
+    parts = re.fullmatch(r"(0|[1-9][0-9]{0,5})\.(0|[1-9][0-9]{0,5})", version) if isinstance(version, str) else None
+    major, minor = (int(n) for n in SPEC_VERSION.split("."))
+    return parts is not None and int(parts[1]) == major and int(parts[2]) <= minor
 
 
 def declared(name: str, d: dict[str, Any]) -> tuple[Any, ...]:

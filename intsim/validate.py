@@ -6,6 +6,7 @@ The same derivations make a Program (`intsim.builder`) and check one: what is st
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -14,13 +15,14 @@ from intsim.arithmetic import ROUNDINGS, bits_needed, container, int64, limits
 from intsim.errors import ProgramError
 from intsim.operators import KINDS
 from intsim.operators.base import Bound, ConstSpec, Kind, PortSpec, View
-from intsim.program import AXES, ROLES, Array, Constant, Operator, Program, Tensor, Term
+from intsim.program import AXES, OVERFLOWS, ROLES, Array, Constant, Operator, Program, Tensor, Term
 
 MAX_GROUPS = 4
 MAX_GROUP_SHIFT = 15
 MAX_EXPONENT = 127
 MAX_ELEMENTS = 1 << 31
 MAX_NAME = 200
+MIN_NARROW = 2  # bits of an accumulator that may overflow
 PROFILES: dict[str, int | None] = {"int8": 8, "wide-state": 16, "custom": None}  # bits of the state h
 GROUP_SUFFIX = ".group"
 PORT_NAME = re.compile(r"[A-Za-z0-9_]+")
@@ -180,6 +182,7 @@ def check_port(v: View, port: str, spec: PortSpec) -> None:
         f"output {port} is {t.role} {list(t.axes)} {list(t.shape)}, "
         f"must be {spec.role} {list(spec.axes)} {list(spec.shape)}",
     )
+    v.require(t.overflow is None, f"output {port} may not have an overflow: a requantization saturates")
     v.require(t.bits <= spec.max_bits, f"output {port} has {t.bits} bits, at most {spec.max_bits} are allowed")
     v.require(spec.bits is None or t.bits == spec.bits, f"output {port} has {t.bits} bits, must have {spec.bits}")
     v.require(t.exponent is not None, f"output {port} has no exponent")
@@ -243,12 +246,27 @@ def check_operator(program: Program, op: Operator) -> dict[str, Bound]:
         v.require(v.output("h").terms == state_terms(op), "output h must have the terms of the state's shifts")
     tensors = kind.derived_tensors(v)
     for port, tensor in tensors.items():
+        if v.output(port).overflow is not None:
+            tensor = narrowed(v, kind, port, tensor)
         v.require(v.output(port) == tensor, f"tensor {port} is declared as {v.output(port)}, must be {tensor}")
     v.require(set(op.outputs) == {*ports, *tensors}, f"outputs are {list(op.outputs)}")
     bounds = kind.bounds(v)
     for port, bound in bounds.items():
-        check_bound(v, port, bound)
+        if v.output(port).overflow is None:
+            check_bound(v, port, bound)
     return bounds
+
+
+def narrowed(v: View, kind: Kind, port: str, tensor: Tensor) -> Tensor:
+    """The declaration that a narrow accumulator must have, from the one of full width (SPEC section 13)."""
+    made = v.output(port)
+    v.require(port in kind.narrowable, f"tensor {port} may not have an overflow, allowed are {kind.narrowable}")
+    v.require(made.overflow in OVERFLOWS, f"overflow of {port} is {made.overflow!r}, must be {' or '.join(OVERFLOWS)}")
+    v.require(
+        MIN_NARROW <= made.bits <= tensor.bits,
+        f"accumulator {port} has {made.bits} bits, allowed are {MIN_NARROW} .. {tensor.bits}",
+    )
+    return replace(tensor, bits=made.bits, overflow=made.overflow)
 
 
 def check_bound(v: View, port: str, bound: Bound) -> None:

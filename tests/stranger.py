@@ -92,6 +92,25 @@ class Stranger:
     def out(self, port="out"):
         return f"{self.op['name']}.{port}"
 
+    # Section 13
+
+    def fit(self, v, name):
+        """A value in the narrow accumulator of that name: clamped, or modulo 2^bits."""
+        entry = self.tensors[name]
+        if entry["overflow"] == "saturate":
+            return self.sat(v, name)
+        half = 1 << (entry["bits"] - 1)
+        return (v + half) % (2 * half) - half
+
+    def total(self, start, terms, port="acc"):
+        """start and the terms, in their order, in the accumulator at `port`."""
+        if "overflow" not in self.tensors[self.out(port)]:
+            return start + sum(terms)
+        start = self.fit(start, self.out(port))
+        for term in terms:
+            start = self.fit(start + term, self.out(port))
+        return start
+
     # Section 5, in its order
 
     def patch_embed(self, c, a, image):
@@ -105,7 +124,8 @@ class Stranger:
                     for j in range(patch):
                         k = (ch * patch + i) * patch + j
                         pixels[p, k] = image[(p // pw) * stride + i, (p % pw) * stride + j, ch] - 128
-        acc = c["bias"] + pixels @ c["weight"].T
+        start = np.broadcast_to(c["bias"], (len(pixels), len(c["bias"])))
+        acc = self.total(start, [pixels[:, k, None] * c["weight"][:, k] for k in range(pixels.shape[1])])
         return {"acc": acc, "out": self.requantize(acc, c["shift"], self.out())}
 
     def insert_token(self, c, a, x):
@@ -129,7 +149,11 @@ class Stranger:
     def linear(self, c, a, x):
         name = self.op["inputs"]["x"]
         channel, token = self.shift(name, "channel"), self.shift(name, "token")
-        acc = c["bias"] + (((x << channel) @ c["weight"].T) << token[:, None])
+        groups = [g["index"] for g in self.tensors[name]["groups"] if g["axis"] == "channel"]
+        order = sorted(range(x.shape[1]), key=lambda i: (groups[0][i] if groups else 0, i))
+        start = np.broadcast_to(c["bias"], (len(x), len(c["bias"])))
+        products = [(x[:, i, None] * c["weight"][:, i]) << (channel[i] + token[:, None]) for i in order]
+        acc = self.total(start, products)
         made = {"acc": acc}
         for segment in a["segments"]:
             rows = slice(segment["start"], segment["stop"])
@@ -141,7 +165,8 @@ class Stranger:
             x = x[::-1]
         taps = c["weight"].shape[1]
         padded = np.concatenate([np.zeros((taps - 1, x.shape[1]), np.int64), x])
-        acc = c["bias"] + sum(c["weight"][:, j] * padded[j : j + len(x)] for j in range(taps))
+        start = np.broadcast_to(c["bias"], x.shape)
+        acc = self.total(start, [c["weight"][:, j] * padded[j : j + len(x)] for j in range(taps)])
         return {"acc": acc, "out": self.requantize(acc, c["shift"], self.out())}
 
     def rom(self, c, a, x):
@@ -166,9 +191,9 @@ class Stranger:
             b = self.round_shift(dx[:, None] * B[t], (c["b_shift"] + s_l[t])[:, None])
             b = np.clip(b, -limit, limit)
             before = self.requantize(h, s_l[t] - s_l[t - 1], self.out("h")) if t else h
-            acc = abar * before + b
+            acc = self.total(b, [abar * before])
             h = self.requantize(acc, np.int64(m), self.out("h"))
-            y_acc = c["D"] * u[t] + ((h * C[t]).sum(1) << s_l[t])
+            y_acc = self.total(c["D"] * u[t], list(((h * C[t]) << s_l[t]).T), "y_acc")
             y = self.requantize(y_acc, c["y_shift"] + y_shift[t], self.out("y"))
             for port, value in zip(made, (dx, abar, b, acc, h, y_acc, y), strict=True):
                 made[port].append(value)
@@ -177,8 +202,10 @@ class Stranger:
     def gate(self, c, a, y, y_b, g):
         forward = a["y_align"] + self.shift(self.op["inputs"]["y"], "token")
         backward = a["y_b_align"] + self.shift(self.op["inputs"]["y_b"], "token")
-        total = (y << forward[:, None]) + (y_b << backward[:, None])[::-1]
-        acc = total * g
+        y, y_b = y << forward[:, None], (y_b << backward[:, None])[::-1]
+        acc = self.total(y, [y_b]) * g
+        if "overflow" in self.tensors[self.out("acc")]:
+            acc = self.fit(acc, self.out("acc"))
         out = self.requantize(acc, c["shift"] + self.shift(self.out(), "token")[:, None], self.out())
         return {"acc": acc, "out": out}
 

@@ -9,7 +9,7 @@ import pytest
 
 from golden.cli import cli
 from golden.headers import c_header, sv_package, write_headers
-from intsim import SPEC_VERSION, embedded
+from intsim import embedded
 from intsim.arithmetic import bits_needed
 from intsim.errors import UserError
 from intsim.program_file import program_bytes
@@ -53,7 +53,7 @@ def read_c(text):
 def test_both_say_what_the_program_says(program):
     said = read_sv(sv_package(program))
     assert said == read_c(c_header(program)) and len(said) > 1000
-    assert said["PROGRAM_SHA256"] == program.digest and said["SPEC_VERSION"] == SPEC_VERSION
+    assert said["PROGRAM_SHA256"] == program.digest and said["SPEC_VERSION"] == program.spec
     height, width, channels = program.image
     wanted = {"IMAGE_HEIGHT": height, "IMAGE_WIDTH": width, "IMAGE_CHANNELS": channels, "DEPTH": 2, "WIDTH": 8}
     wanted |= {"PATCHES": 4, "TOKENS": 5, "CLASS_TOKEN": 2, "INNER": 16, "STATES": 4, "DT_RANK": 2, "CONV_TAPS": 4}

@@ -12,7 +12,8 @@ one operator and names the smallest type that meets all of them, or refuses the 
 
 from __future__ import annotations
 
-from collections.abc import Collection
+import copy
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -127,6 +128,60 @@ class Grid:
     def part(self, index: Any) -> Grid:
         """The grid of a part of the output: `down` and `up` indexed."""
         return Grid(self.down[index], self.up[index], self.low, self.high, self.mode)
+
+
+# --- Narrow accumulators (SPEC section 13) ---------------------------------------------------------------------------
+
+
+class Register:
+    """An accumulator of `bits` bits that wraps or saturates, in real values.
+
+    exponent: of its least bit, broadcastable to the tensors that come in.  A limit that the float type cannot hold
+    is above every value that the type was chosen for, so that it may be rounded.
+    """
+
+    def __init__(self, bits: int, overflow: str, exponent: ArrayLike, dtype: torch.dtype, device: torch.device):
+        self.overflow = overflow
+        e = np.asarray(exponent)
+        self.down, self.up = power_of_two(-e - bits, dtype, device), power_of_two(e + bits, dtype, device)
+        least = power_of_two(e, dtype, device)
+        self.low, self.high = -(2.0 ** (bits - 1)) * least, (2.0 ** (bits - 1) - 1) * least
+
+    def clamp(self, real: Tensor) -> Tensor:
+        return torch.minimum(torch.maximum(real, self.low), self.high)
+
+    def wrap(self, real: Tensor) -> Tensor:
+        """The value less the multiple of 2^bits that brings it into range."""
+        return real - torch.floor(real * self.down + 0.5) * self.up
+
+    def sum(self, start: Tensor, terms: Iterable[Tensor]) -> Tensor:
+        """start + terms: modulo 2^bits at the end, or saturated at the start and at every addition."""
+        if self.overflow == "wrap":
+            for term in terms:
+                start = start + term
+            return self.wrap(start)
+        start = self.clamp(start)
+        for term in terms:
+            start = self.clamp(start + term)
+        return start
+
+    def part(self, index: Any) -> Register:
+        """The register of a part of the accumulator: everything indexed."""
+        some = copy.copy(self)
+        for name in ("down", "up", "low", "high"):
+            setattr(some, name, getattr(self, name)[index])
+        return some
+
+
+def summed(
+    x: Tensor, weight: Tensor, bias: Tensor, narrow: Register | None, order: Sequence[int] | None = None
+) -> Tensor:
+    """x [..., I] times weight [O, I] plus bias [O]; a narrow accumulator adds inputs in `order`."""
+    if narrow is None or narrow.overflow == "wrap":
+        acc = x @ weight.T + bias
+        return acc if narrow is None else narrow.wrap(acc)
+    inputs = range(x.shape[-1]) if order is None else order
+    return narrow.sum(bias.expand(*x.shape[:-1], -1), (x[..., c, None] * weight[:, c] for c in inputs))
 
 
 # --- The rule --------------------------------------------------------------------------------------------------------
@@ -278,6 +333,19 @@ class Step:
             high,
             self.program.rounding,
         )
+
+    def register(self, port: str) -> Register | None:
+        """The narrow accumulator at `port`, None if it has its full width; for after `settle`."""
+        declared = self.made(port)
+        if declared.overflow is None:
+            return None
+        return Register(declared.bits, declared.overflow, self.e_out(port), self.dtype, self.device)
+
+    def bound_register(self, port: str, bound: ArrayLike) -> None:
+        """Adds the bounds of an accumulator, `bound` in its own units at full width; and of wrapping it."""
+        declared = self.made(port)
+        half = 1 << (declared.bits - 1) if declared.overflow == "wrap" else 0
+        self.exact.value(declared.name, np.asarray(bound) + half, self.e_out(port))
 
     def bound_requantize(self, port: str, bound: ArrayLike, exponent: ArrayLike) -> None:
         """Adds the bounds of an accumulator that is requantized to the output at `port`."""

@@ -25,12 +25,13 @@ class Conv1d(Step):
         bound = np.abs(bias) + self.bound_input("x") * np.abs(weight).sum(1)
         scale = self.e_out("acc")
         self.exact.value("weight", np.abs(weight), self.constant_exponents("weight"))
-        self.exact.value("acc", bound, scale)
+        self.bound_register("acc", bound)
         self.bound_requantize("out", bound, scale)
         self.settle()
         self.weight = self.constant("weight")
         self.bias = self.constant("bias")
         self.out = self.grid("out")
+        self.narrow = self.register("acc")
         self.reverse = bool(op.attributes["reverse"])
         self.lead = weight.shape[1] - 1  # zeros before the first token
 
@@ -40,7 +41,12 @@ class Conv1d(Step):
             x = x.flip(1)
         tokens = x.shape[1]
         padded = torch.cat([x.new_zeros(len(x), self.lead, x.shape[2]), x], 1)
-        acc = self.bias.expand_as(x).clone()
-        for j in range(self.weight.shape[1]):
-            acc += self.weight[:, j] * padded[:, j : j + tokens]
+        acc = self.bias.expand_as(x)
+        products = (self.weight[:, j] * padded[:, j : j + tokens] for j in range(self.weight.shape[1]))
+        if self.narrow is not None:
+            acc = self.narrow.sum(acc, products)
+        else:
+            acc = acc.clone()
+            for product in products:
+                acc += product
         return {"acc": acc, "out": self.out(acc)}

@@ -377,6 +377,7 @@ class Fused:
         self.device: torch.device = fake.device
         if self.device.type != "cuda" and not interpreted():
             raise UserError(f"device {str(self.device)!r}: the fast form needs CUDA; use the plain form there")
+        self.program.require_full_width("the fast form cannot compute that, use the plain form")
         self.depth = check_topology(self.program)
         self.layers = [Layer(self.program, self.device, i) for i in range(self.depth)]
         self.tokens = self.layers[0].tokens_count if self.layers else 0

@@ -7,7 +7,7 @@ from collections.abc import Collection
 import numpy as np
 import torch
 
-from bitexact.fakequant.common import Reals, Step
+from bitexact.fakequant.common import Reals, Register, Step
 from intsim.program import Operator, Program
 
 
@@ -25,12 +25,21 @@ class Gate(Step):
         bound = total * self.bound_input("g")
         scale = e_sum + self.e_in("g") - 1
         self.exact.value("sum", total, e_sum)
-        self.exact.value("acc", bound, scale)
+        self.bound_register("acc", bound)
         self.bound_requantize("out", bound, scale)
         self.settle()
+        self.narrow = self.register("acc")
+        if self.narrow is not None:  # the sum before the product has the accumulator's width, and units of its own
+            acc = self.made("acc")
+            self.narrow_sum = Register(acc.bits, str(acc.overflow), e_sum, self.dtype, device)
         self.out = self.grid("out")
 
     def __call__(self, inputs: Reals, wanted: Collection[str]) -> Reals:
         y, y_b, g = (inputs[p].to(self.dtype) for p in ("y", "y_b", "g"))
-        acc = (y + y_b.flip(1)) * g * 0.5
+        if self.narrow is not None and self.narrow.overflow == "saturate":
+            acc = self.narrow.clamp(self.narrow_sum.sum(y, [y_b.flip(1)]) * g * 0.5)
+        else:
+            acc = (y + y_b.flip(1)) * g * 0.5
+            if self.narrow is not None:
+                acc = self.narrow.wrap(acc)
         return {"acc": acc, "out": self.out(acc)}

@@ -7,7 +7,7 @@ from collections.abc import Collection
 import numpy as np
 import torch
 
-from bitexact.fakequant.common import Reals, Step
+from bitexact.fakequant.common import Reals, Step, summed
 from intsim.program import Operator, Program
 
 
@@ -28,7 +28,7 @@ class Linear(Step):
         bound = np.abs(bias) + self.bound_input("x") * spread  # [O], in units of acc
         scale = self.e_out("acc")[0]
         self.exact.value("weight", np.abs(weight), self.constant_exponents("weight"))
-        self.exact.value("acc", bound, scale)
+        self.bound_register("acc", bound)
         self.segments = [(s["port"], int(s["start"]), int(s["stop"])) for s in op.attributes["segments"]]
         for port, start, stop in self.segments:
             self.bound_requantize(port, bound[start:stop], scale[start:stop])
@@ -36,9 +36,18 @@ class Linear(Step):
         self.weight = self.constant("weight")
         self.bias = self.constant("bias")
         self.out = {port: self.grid(port) for port, _, _ in self.segments}
+        self.narrow = self.register("acc")
+        self.order = self.channels_in_order() if self.narrow is not None else []
+
+    def channels_in_order(self) -> list[int]:
+        """The input channels, group after group, ascending in each: the order in which a narrow accumulator adds."""
+        x = self.source("x")
+        group = next((t.index for t in x.terms if t.axis == "channel" and t.index is not None), None)
+        groups = [0] * x.shape[1] if group is None else [int(g) for g in self.program.arrays[group]]
+        return sorted(range(x.shape[1]), key=lambda c: (groups[c], c))
 
     def __call__(self, inputs: Reals, wanted: Collection[str]) -> Reals:
-        acc = inputs["x"].to(self.dtype) @ self.weight.T + self.bias
+        acc = summed(inputs["x"].to(self.dtype), self.weight, self.bias, self.narrow, self.order)
         made = {"acc": acc}
         for port, start, stop in self.segments:
             made[port] = self.out[port](acc[..., start:stop])

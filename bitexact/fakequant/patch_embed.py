@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from bitexact.fakequant.common import Reals, Step
+from bitexact.fakequant.common import Reals, Step, summed
 from intsim.program import Operator, Program
 
 ZERO_POINT = 128  # pixel - 128 is signed
@@ -25,12 +25,13 @@ class PatchEmbed(Step):
         weight, bias = self.integers("weight"), self.integers("bias")
         scale = self.e_out("acc")
         bound = np.abs(bias) + ZERO_POINT * np.abs(weight).sum(1)
-        self.exact.value("acc", bound, scale)
+        self.bound_register("acc", bound)
         self.bound_requantize("out", bound, scale)
         self.settle()
         self.weight = self.constant("weight")
         self.bias = self.constant("bias")
         self.out = self.grid("out")
+        self.narrow = self.register("acc")
         self.patch, self.stride = int(op.attributes["patch"]), int(op.attributes["stride"])
 
     def patches(self, image: Tensor) -> Tensor:
@@ -40,5 +41,5 @@ class PatchEmbed(Step):
 
     def __call__(self, inputs: Reals, wanted: Collection[str]) -> Reals:
         a = self.patches(inputs["image"].to(self.dtype) - ZERO_POINT)
-        acc = a @ self.weight.T + self.bias
+        acc = summed(a, self.weight, self.bias, self.narrow)
         return {"acc": acc, "out": self.out(acc)}

@@ -43,6 +43,7 @@ class Scan(Step):
         self.exact.value("b", largest_b, e_b)
         self.exact.rounding("h of the token before", h, e_h[:-1], e_h[1:], h)
         self.exact.rounding("acc", (h << self.m) + largest_b, e_b, e_h, h)
+        self.bound_register("acc", (h << self.m) + largest_b)
         # y_acc in its own units: the state's exponent without the token's part
         e_y_acc = self.e_out("y_acc")
         e_D = e_y_acc - e_u
@@ -50,6 +51,7 @@ class Scan(Step):
         token_shift = e_h[:, :, 0] + self.e_in("C") - e_y_acc  # [L, E]
         bound = np.abs(D) * u + np.ldexp(float(states * h * C), token_shift.max(0))
         self.exact.value("D", np.abs(D), e_D)
+        self.bound_register("y_acc", bound)
         self.bound_requantize("y", bound, e_y_acc)
         # the product delta * A counts units of 2^-f, f = fraction[c]
         A = self.integers("A")
@@ -62,6 +64,7 @@ class Scan(Step):
         self.b_grid = self.cube_grid(e_b, B_LIMIT)
         self.h_grid = self.grid("h")
         self.y_grid = self.grid("y")
+        self.narrow, self.narrow_y = self.register("acc"), self.register("y_acc")
         self.steps = e_h[:, 0, 0]  # exponent of each token's state, for the places where it changes
         self.abar_mode, self.fine = program.rounding, float(FINE)
         self.rom = torch.from_numpy(self.integers("exp2_rom").astype(np.float64)).to(device)
@@ -135,12 +138,19 @@ class Scan(Step):
             accs = torch.empty_like(b) if "acc" in kept else None
             for t in range(part.start, part.stop):
                 i = t - part.start
-                acc = torch.addcmul(b[:, i], abar[:, i], self.rescaled(h, t))
+                if self.narrow is not None:
+                    acc = self.narrow.part(t).sum(b[:, i], [abar[:, i] * self.rescaled(h, t)])
+                else:
+                    acc = torch.addcmul(b[:, i], abar[:, i], self.rescaled(h, t))
                 h = self.h_grid.part(t)(acc)
                 history[:, i] = h
                 if accs is not None:
                     accs[:, i] = acc
-            y_acc[:, part] += self.readout(history, C[:, part], part)
+            if self.narrow_y is not None:
+                products = (history[..., n] * C[:, part, None, n] for n in range(states))
+                y_acc[:, part] = self.narrow_y.sum(y_acc[:, part], products)
+            else:
+                y_acc[:, part] += self.readout(history, C[:, part], part)
             for port, value in (("abar", abar), ("b", b), ("acc", accs), ("h", history)):
                 if port in kept and value is not None:
                     kept[port][:, part] = value

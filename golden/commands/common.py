@@ -7,6 +7,7 @@ import functools
 import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -87,6 +88,72 @@ def style_options(command: Callable[..., Any]) -> Callable[..., Any]:
     return with_style
 
 
+# What-ifs
+
+OVERFLOW = click.Choice(["wrap", "saturate"])
+WIDTHS = {  # option -> class of intsim.whatif and what the help says of it
+    "accumulator_bits": ("accumulators", "accumulators have (with --overflow)"),
+    "state_bits": ("states", "the scans' states h have"),
+    "a_bar_bits": ("a-bar", "A-bar has: 1 and BITS - 1 fraction bits"),
+    "residual_bits": ("residual", "the residual stream has"),
+    "rom_input_bits": ("rom-inputs", "the inputs of SiLU and softplus have"),
+}
+
+
+@dataclass(frozen=True)
+class WhatIf:
+    """The what-if options of a command line: `(option, bits)` in the order of WIDTHS, then `--narrow`."""
+
+    widths: tuple[tuple[str, int], ...] = ()
+    overflow: str | None = None
+    narrow: tuple[str, ...] = ()
+
+    def apply(self, program: Program) -> Program:
+        """The Program with other widths; itself if nothing is asked for.  UserError if it cannot have them."""
+        if not self.widths and not self.narrow:
+            if self.overflow is not None:
+                raise UserError("--overflow says what accumulators do that are too narrow: give --accumulator-bits too")
+            return program
+        from intsim.program_file import program_bytes
+        from intsim.whatif import Rule, narrow, parse_rule
+
+        if ("accumulator_bits" in dict(self.widths)) != (self.overflow is not None):
+            raise UserError("--accumulator-bits and --overflow go together")
+        rules = [
+            Rule(WIDTHS[option][0], bits, self.overflow if option == "accumulator_bits" else None)
+            for option, bits in self.widths
+        ]
+        changed = narrow(program, [*rules, *map(parse_rule, self.narrow)])
+        program_bytes(changed)  # sets its hash
+        return changed
+
+
+def what_if_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Adds the options that change widths; the command gets them as `what_if`, for `load`."""
+
+    @functools.wraps(command)
+    def wrapped(*args: Any, overflow: str | None, narrow: tuple[str, ...], **rest: Any) -> Any:
+        bits = {option: rest.pop(option) for option in WIDTHS}
+        widths = tuple((option, n) for option, n in bits.items() if n is not None)
+        return command(*args, what_if=WhatIf(widths, overflow, narrow), **rest)
+
+    made: Callable[..., Any] = click.option(
+        "--narrow",
+        multiple=True,
+        metavar="WHAT=BITS[:wrap|:saturate]",
+        help="What if these tensors had so many bits: WHAT is a glob or accumulators, states, a-bar, residual or "
+        "rom-inputs.  Accumulators wrap or saturate; others lose their low bits, with :saturate their high ones.  "
+        "May be repeated.",
+    )(wrapped)
+    made = click.option("--overflow", type=OVERFLOW, help="What the narrow accumulators do: modular, or at each step.")(
+        made
+    )
+    for option, (_, what) in reversed(WIDTHS.items()):
+        name = "--" + option.replace("_", "-")
+        made = click.option(name, type=click.IntRange(1, 64), metavar="BITS", help=f"What if: bits that {what}.")(made)
+    return made
+
+
 # Helpers
 
 
@@ -95,13 +162,16 @@ def complain(problem: object) -> int:
     return UNUSABLE
 
 
-def load(model: Path | None) -> tuple[Program, bytes]:
-    """The Program of `--model` and the bytes of its file."""
+def load(model: Path | None, what_if: WhatIf = WhatIf()) -> tuple[Program, bytes]:
+    """The Program of `--model` with the widths of `what_if`, and the bytes of its file."""
     from intsim import embedded
-    from intsim.program_file import load_program
+    from intsim.program_file import load_program, program_bytes
 
     path = embedded.program_path() if model is None else model
     program = load_program(path)
+    changed = what_if.apply(program)
+    if changed is not program:
+        return changed, program_bytes(changed)
     try:
         return program, path.read_bytes()
     except OSError as problem:

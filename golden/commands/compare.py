@@ -10,6 +10,7 @@ import click
 
 from golden.commands.common import (
     MISMATCH,
+    WhatIf,
     crop_option,
     device_option,
     embedded_images,
@@ -21,6 +22,7 @@ from golden.commands.common import (
     result,
     say,
     table,
+    what_if_options,
 )
 
 if TYPE_CHECKING:
@@ -63,6 +65,7 @@ COLUMNS = ("tensor", "elements", "mismatches", "first differing index", "engine"
 @click.option("--batch", type=click.IntRange(1, 4096), help="Images at a time, at most.  [default: as memory allows]")
 @click.option("--all", "every", is_flag=True, help="A row for each tensor; without it, layers share theirs.")
 @model_option
+@what_if_options
 @crop_option
 @json_option
 @click.pass_context
@@ -77,6 +80,7 @@ def command(
     batch: int | None,
     every: bool,
     model: Path | None,
+    what_if: WhatIf,
     center_crop: bool,
     json_to: str | None,
 ) -> None:
@@ -93,7 +97,7 @@ def command(
     from golden.engines import announce_compilation
     from golden.images import open_images
 
-    program, _ = load(model)
+    program, _ = load(model, what_if)
     if source is None and count is None:
         count = COUNT
     images = open_images(

@@ -9,6 +9,7 @@ import click
 
 from golden.commands.common import (
     LateEngine,
+    WhatIf,
     accumulators_option,
     crop_option,
     json_option,
@@ -21,6 +22,7 @@ from golden.commands.common import (
     style_options,
     table,
     threads_option,
+    what_if_options,
 )
 from intsim.errors import UserError
 
@@ -36,6 +38,7 @@ if TYPE_CHECKING:
 @style_options
 @out_option
 @model_option
+@what_if_options
 @crop_option
 @threads_option
 @json_option
@@ -47,6 +50,7 @@ def command(
     style: Style,
     out: Path,
     model: Path | None,
+    what_if: WhatIf,
     center_crop: bool,
     threads: int | None,
     json_to: str | None,
@@ -60,7 +64,7 @@ def command(
     from golden.engines import make_engine
     from golden.images import open_images
 
-    program, _ = load(model)
+    program, _ = load(model, what_if)
     names = choose(program, layers, state, accumulators)
     images = open_images(image, program.image, center_crop=center_crop)
     if len(images) != 1:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from golden.commands.common import (
+    WhatIf,
     crop_option,
     device_option,
     embedded_images,
@@ -22,6 +23,7 @@ from golden.commands.common import (
     say,
     table,
     threads_option,
+    what_if_options,
 )
 from intsim.errors import UserError
 
@@ -45,6 +47,7 @@ CHUNK = 4  # images that the torch path runs at a time on a CPU: its tensors the
 @click.option("--count", type=click.IntRange(min=1), help="So many images, spread evenly over the set.  [default: all]")
 @click.option("--batch", type=click.IntRange(1, 4096), help="Images at a time.  [default: 64; 256 on CUDA]")
 @model_option
+@what_if_options
 @click.option(
     "--checkpoint", type=click.Path(path_type=Path), help="For --engine float.  [default: the embedded checkpoint]"
 )
@@ -63,6 +66,7 @@ def command(
     count: int | None,
     batch: int | None,
     model: Path | None,
+    what_if: WhatIf,
     checkpoint: Path | None,
     device: str,
     form: str | None,
@@ -73,7 +77,7 @@ def command(
     """Top-1 over labelled images: of the integer Program, by the engine or in torch, or of the float checkpoint.
 
     JSON: engine, device, model, top1 (percent), n, correct, seconds, images_per_second, predictions (class index of
-    each image).
+    each image), and of narrow accumulators overflows: {name: elements that were not the exact sum}.
     """
     from golden.images import open_images
 
@@ -81,6 +85,8 @@ def command(
         raise UserError(f"--checkpoint is for --engine float; --model names the Program of --engine {engine}")
     if engine == "float" and model is not None:
         raise UserError("--model is not for --engine float; --checkpoint names its checkpoint")
+    if engine == "float" and what_if != WhatIf():
+        raise UserError("--engine float has no integers, so there is nothing to narrow")
     if engine != "fake" and (device != "cpu" or form is not None):
         raise UserError(f"--device and --form are for --engine fake; --engine {engine} runs on the CPU")
     place = embedded_images() if data is None else data
@@ -91,16 +97,19 @@ def command(
         if engine == "float":
             size, classes, name, classify = float_model(checkpoint, threads)
         else:
-            program, _ = load(model)
+            program, _ = load(model, what_if)
             size, classes, name = program.image, program.classes, program.name
         if engine == "fake":
-            classify = fake_model(program, device, form == "fast" if form else on_cuda, batch, threads)
+            fast = form == "fast" if form else on_cuda and not program.narrowed
+            classify = fake_model(program, device, fast, batch, threads)
         images = open_images(place, size, classes=classes, count=count, center_crop=center_crop)
         images.require_labels(len(classes))
+        integer = None
         if engine == "int":
-            classify = integer_model(program, threads)
+            integer, classify = integer_model(program, threads)
         if engine != "float":  # what is only done once is not timed
             classify(black(min(batch, len(images)), size))
+        before = integer.overflows if integer else {}
         correct, predictions, seconds = score(images, classify, batch)
         top1 = 100 * correct / len(images)
         rate = len(images) / seconds
@@ -112,6 +121,13 @@ def command(
         figures = (str(len(images)), str(correct), f"{top1:.2f}", f"{seconds:.1f}", f"{rate:,.1f}")
         rows.add_row(shown, name, *figures)
         out.print(rows)
+        if integer is not None and program.narrowed:
+            found["overflows"] = {name: n - before[name] for name, n in integer.overflows.items()}
+            wrong = {name: n for name, n in found["overflows"].items() if n}
+            worst = max(wrong, key=lambda name: wrong[name], default="")
+            most = f"; most in {worst}, {wrong[worst]:,}" if wrong else ""
+            overflowed = f"overflowed: {sum(wrong.values()):,} elements of {len(wrong)} accumulators"
+            out.print(f"{overflowed} of {len(program.narrowed)} narrow ones{most}", soft_wrap=True)
 
 
 def black(count: int, size: tuple[int, int, int]) -> Any:
@@ -138,12 +154,12 @@ def score(images: ImageSet, classify: Classify, batch: int) -> tuple[int, list[i
     return correct, predictions, time.perf_counter() - start
 
 
-def integer_model(program: Program, threads: int | None) -> Classify:
-    """pixels uint8 [n, H, W, C] -> logits int32 [n, classes], by the engine."""
+def integer_model(program: Program, threads: int | None) -> tuple[Any, Classify]:
+    """(engine, pixels uint8 [n, H, W, C] -> logits int32 [n, classes])."""
     from golden.engines import make_engine
 
     engine = make_engine(program, say, threads)
-    return lambda pixels: engine.run(pixels)[program.logits].reshape(len(pixels), -1)
+    return engine, lambda pixels: engine.run(pixels)[program.logits].reshape(len(pixels), -1)
 
 
 def fake_model(program: Program, device: str, fast: bool, batch: int, threads: int | None) -> Classify:

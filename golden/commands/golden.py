@@ -10,6 +10,7 @@ import click
 
 from golden.commands.common import (
     LateEngine,
+    WhatIf,
     accumulators_option,
     crop_option,
     embedded_images,
@@ -25,6 +26,7 @@ from golden.commands.common import (
     style_options,
     table,
     threads_option,
+    what_if_options,
 )
 from intsim.errors import UserError
 
@@ -47,6 +49,7 @@ if TYPE_CHECKING:
 @style_options
 @out_option
 @model_option
+@what_if_options
 @crop_option
 @threads_option
 @json_option
@@ -63,6 +66,7 @@ def command(
     style: Style,
     out: Path,
     model: Path | None,
+    what_if: WhatIf,
     center_crop: bool,
     threads: int | None,
     json_to: str | None,
@@ -78,7 +82,7 @@ def command(
     from golden.images import open_images
     from golden.stimulus import Stimuli
 
-    program, data = load(model)
+    program, data = load(model, what_if)
     names = choose(program, layers, state, accumulators)
     kinds = ["real"] if stimulus is None else [kind.strip() for kind in stimulus.split(",")]
     if "real" not in kinds and (source is not None or count is not None):

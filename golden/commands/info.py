@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from golden.commands.common import identity, json_option, load, model_option, result, table
-from intsim import SPEC_VERSION
 from intsim.errors import UserError
 
 if TYPE_CHECKING:
@@ -34,7 +33,7 @@ def command(model: Path | None, layers: tuple[str, ...], json_to: str | None) ->
         raise UserError(f"no tensor matches {' '.join(layers)!r}; names look like {program.logits}")
     height, width, channels = program.image
     with result(json_to) as (found, out):
-        found.update(identity(program), spec=SPEC_VERSION, rounding=program.rounding)
+        found.update(identity(program), spec=program.spec, rounding=program.rounding)
         found["image"] = {"height": height, "width": width, "channels": channels}
         found.update(classes=program.classes, provenance=program.provenance, operators=kinds(program))
         head = table("Program", program.name)

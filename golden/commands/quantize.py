@@ -38,6 +38,7 @@ def pixels_wide(context: click.Context, parameter: click.Parameter, value: str |
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="Program file to write; must not exist.")
 @click.option("--profile", type=click.Choice(["int8", "wide-state"]), default="int8", show_default=True)
 @click.option("--k", type=click.IntRange(1, 4), default=4, show_default=True, help="Groups of a k-scaled tensor.")
+@click.option("--activation-bits", type=click.IntRange(2, 8), default=8, show_default=True)
 @click.option("--search", type=click.Choice(["cosine", "minmax"]), default="cosine", show_default=True)
 @click.option("--reparameterize/--no-reparameterize", default=True, show_default=True, help="Rank-1 state exponents.")
 @click.option("--fuse/--no-fuse", default=True, show_default=True, help="Fuse the states' factors into x_proj.")
@@ -57,6 +58,7 @@ def command(
     out: Path,
     profile: str,
     k: int,
+    activation_bits: int,
     search: str,
     reparameterize: bool,
     fuse: bool,
@@ -94,6 +96,7 @@ def command(
                 images.stack(),
                 profile=profile,
                 k=k,
+                activation_bits=activation_bits,
                 search=search,
                 reparameterize=reparameterize,
                 fuse=fuse,

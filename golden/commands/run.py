@@ -8,6 +8,7 @@ from pathlib import Path
 import click
 
 from golden.commands.common import (
+    WhatIf,
     crop_option,
     identity,
     json_option,
@@ -18,17 +19,24 @@ from golden.commands.common import (
     say,
     table,
     threads_option,
+    what_if_options,
 )
 
 
 @click.command("run")
 @click.argument("images", nargs=-1, required=True, metavar="IMAGE...")
 @model_option
+@what_if_options
 @crop_option
 @threads_option
 @json_option
 def command(
-    images: tuple[str, ...], model: Path | None, center_crop: bool, threads: int | None, json_to: str | None
+    images: tuple[str, ...],
+    model: Path | None,
+    what_if: WhatIf,
+    center_crop: bool,
+    threads: int | None,
+    json_to: str | None,
 ) -> None:
     """Classify images with the integer engine.
 
@@ -38,7 +46,7 @@ def command(
     from golden.engines import make_engine
     from golden.images import open_images
 
-    program, _ = load(model)
+    program, _ = load(model, what_if)
     sets = [open_images(path, program.image, classes=program.classes, center_crop=center_crop) for path in images]
     with result(json_to) as (found, out):
         rows = table("image", "class", "largest logits", "ms", numbers=("ms",))

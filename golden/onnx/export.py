@@ -13,7 +13,7 @@ from onnx import FunctionProto, ModelProto, NodeProto, TensorProto, ValueInfoPro
 
 from golden.onnx.functions import FUNCTIONS, linear
 from golden.onnx.nodes import DOMAIN, INT32, INT64, IR_VERSION, Nodes, opset_imports
-from intsim import SPEC_VERSION, __version__
+from intsim import __version__
 from intsim.arithmetic import limits
 from intsim.errors import UserError
 from intsim.operators.base import View, format_limits
@@ -44,6 +44,7 @@ def export_onnx(program: Program, taps: Iterable[str] = ()) -> ModelProto:
 
     A tap has the name, the shape and the container of the Program's tensor.  `image` is an input already, and no tap.
     """
+    program.require_full_width("it cannot be exported")
     names = tap_names(program, taps)
     if program.digest is None:
         program_bytes(program)  # sets it
@@ -61,7 +62,7 @@ def export_onnx(program: Program, taps: Iterable[str] = ()) -> ModelProto:
         [image],
         [logits, *(graph.declared(name) for name in names)],
         [numpy_helper.from_array(array, name) for name, array in graph.initializers.items()],
-        doc_string=f"{program.name}, profile {program.profile}, SPEC {SPEC_VERSION}: integers only",
+        doc_string=f"{program.name}, profile {program.profile}, SPEC {program.spec}: integers only",
     )
     model = helper.make_model(
         made,
@@ -91,7 +92,7 @@ def metadata(program: Program) -> dict[str, str]:
     exponent = exponents.pop() if len(exponents) == 1 else program.exponents(program.logits, "channel").tolist()
     return {
         "program": program.digest or "",
-        "spec": SPEC_VERSION,
+        "spec": program.spec,
         "name": program.name,
         "profile": program.profile,
         "rounding": program.rounding,

@@ -111,6 +111,8 @@ class Unit:
             raise UserError(f"the Program has no operator {name!r}; for this unit there are {_listed(like)}")
         if op.kind not in self.kinds:
             raise UserError(f"operator {name} is of kind {op.kind}; this unit needs {' or '.join(self.kinds)}")
+        if any(op.tensor(made) in program.narrowed for made in op.outputs):
+            program.require_full_width("units compute at full width")
         settings, tables = self.read(View(program, op), port)
         made = self.case(settings, outputs)
         inputs = [

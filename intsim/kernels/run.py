@@ -16,6 +16,7 @@ from intsim.kernels.gate import gate
 from intsim.kernels.insert_token import insert_token
 from intsim.kernels.linear import linear
 from intsim.kernels.memory import fetch, fetch_add, give_way
+from intsim.kernels.narrow import narrow_conv1d, narrow_gate, narrow_linear, narrow_patch_embed, narrow_scan
 from intsim.kernels.patch_embed import patch_embed
 from intsim.kernels.rmsnorm import rmsnorm
 from intsim.kernels.rom import rom
@@ -72,6 +73,16 @@ def run(steps, begins, chains, tasks, phases, counters, scratch, helper):
                     rmsnorm(a, start, stop, scratch)
                 elif code == 9:
                     scan(a, start, stop, scratch)
+                elif code == 10:
+                    narrow_linear(a, start, stop, scratch)
+                elif code == 11:
+                    narrow_patch_embed(a, start, stop, scratch)
+                elif code == 12:
+                    narrow_conv1d(a, start, stop)
+                elif code == 13:
+                    narrow_gate(a, start, stop)
+                elif code == 14:
+                    narrow_scan(a, start, stop)
             fetch_add(counters, phase * COUNTERS + 8, 1)
         wait_for(counters, phase * COUNTERS + 8, count)
     if helper:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
 import numpy as np
 
-from intsim.arithmetic import Int64, int64, limits
+from intsim.arithmetic import Int64, int64, limits, saturate, wrap
 from intsim.errors import ProgramError
 from intsim.program import Constant, Operator, Program, Tensor, Term
 
@@ -67,12 +68,16 @@ def offsets(axis: str, n: int, **kw: Any) -> ConstSpec:
 
 
 class View:
-    """An operator of a Program with its tensors and constants at hand, for checking and running."""
+    """An operator of a Program with its tensors and constants at hand, for checking and running.
+
+    overflows: port -> how many elements of a narrow accumulator were not the exact sum, over all runs so far.
+    """
 
     def __init__(self, program: Program, op: Operator):
         self.program = program
         self.op = op
         self.rounding = program.rounding
+        self.overflows: dict[str, int] = {}
 
     def fail(self, problem: str) -> NoReturn:
         raise ProgramError(f"operator {self.op.name} ({self.op.kind}): {problem}")
@@ -166,6 +171,28 @@ class View:
             f"{what} spans {low} .. {high}, allowed are {-MAX_SHIFT} .. {MAX_SHIFT}",
         )
 
+    def narrow(self, port: str) -> bool:
+        """Whether the accumulator at `port` may overflow."""
+        return self.output(port).overflow is not None
+
+    def accumulate(self, port: str, start: Int64, terms: Iterable[Int64]) -> Int64:
+        """start + terms in the narrow accumulator at `port` (SPEC section 13); the terms come in the stated order."""
+        register = self.output(port)
+        exact = clamped = start
+        if register.overflow == "saturate":
+            clamped = saturate(start, register.bits, True)
+        for term in terms:
+            exact = exact + term
+            if register.overflow == "saturate":
+                clamped = saturate(clamped + term, register.bits, True)
+        result = clamped if register.overflow == "saturate" else wrap(exact, register.bits)
+        self.count(port, result, exact)
+        return result
+
+    def count(self, port: str, result: Int64, exact: Int64) -> None:
+        """Adds to `overflows` what a narrow accumulator has wrong."""
+        self.overflows[port] = self.overflows.get(port, 0) + int((result != exact).sum())
+
     def declare(
         self,
         port: str,
@@ -190,6 +217,7 @@ class Kind:
     inputs: tuple[str, ...] = ()
     outputs: tuple[str, ...] = ()
     attributes: tuple[str, ...] = ()
+    narrowable: tuple[str, ...] = ()  # accumulators that may be declared narrower than proven
 
     def ports(self, v: View) -> dict[str, PortSpec]:
         """Checks inputs and attributes; says what the outputs of free format must look like."""

@@ -26,6 +26,7 @@ class Conv1d(Kind):
     inputs = ("x",)
     outputs = ("acc", "out")
     attributes = ("reverse",)
+    narrowable = ("acc",)
 
     def ports(self, v: View) -> dict[str, PortSpec]:
         x = v.activation("x")
@@ -66,8 +67,8 @@ class Conv1d(Kind):
         weight = v.array("weight")
         taps = weight.shape[1]
         padded = np.concatenate([np.zeros((taps - 1, rows.shape[1]), dtype=np.int64), rows])
-        acc = np.broadcast_to(v.array("bias"), rows.shape).copy()
-        for j in range(taps):
-            acc += weight[:, j] * padded[j : j + len(rows)]
+        acc = np.broadcast_to(v.array("bias"), rows.shape)
+        products = [weight[:, j] * padded[j : j + len(rows)] for j in range(taps)]
+        acc = v.accumulate("acc", acc, products) if v.narrow("acc") else acc + sum(products)
         out = v.output("out")
         return {"acc": acc, "out": requantize(acc, v.array("shift"), out.bits, out.signed, v.rounding)}

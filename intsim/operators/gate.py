@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from intsim.arithmetic import Int64, requantize
+from intsim.arithmetic import Int64, requantize, saturate, wrap
 from intsim.operators.base import (
     ACCUMULATOR_BITS,
     Bound,
@@ -25,6 +25,7 @@ class Gate(Kind):
     name = "gate"
     inputs = ("y", "y_b", "g")
     outputs = ("acc", "out")
+    narrowable = ("acc",)
 
     def ports(self, v: View) -> dict[str, PortSpec]:
         y, y_b, g = v.activation("y"), v.activation("y_b"), v.activation("g")
@@ -75,6 +76,19 @@ class Gate(Kind):
         forward = x["y"] << y_shift[:, None]
         backward = (x["y_b"] << y_b_shift[:, None])[::-1]
         acc = (forward + backward) * x["g"]
+        if v.narrow("acc"):
+            acc = self.narrow_product(v, forward, backward, x["g"])
         out = v.output("out")
         shift = v.array("shift")[None, :] + v.out_shifts("out", "token")[:, None]
         return {"acc": acc, "out": requantize(acc, shift, out.bits, out.signed, v.rounding)}
+
+    def narrow_product(self, v: View, forward: Int64, backward: Int64, g: Int64) -> Int64:
+        """(forward + backward) * g with sum and product in the narrow accumulator (SPEC section 13)."""
+        register = v.output("acc")
+        exact = (forward + backward) * g
+        result = wrap(exact, register.bits)
+        if register.overflow == "saturate":
+            total = saturate(saturate(forward, register.bits, True) + backward, register.bits, True)
+            result = saturate(total * g, register.bits, True)
+        v.count("acc", result, exact)
+        return result

@@ -26,6 +26,7 @@ class Linear(Kind):
     inputs = ("x",)
     outputs = ()
     attributes = ("segments",)
+    narrowable = ("acc",)
 
     def segments(self, v: View) -> list[tuple[str, int, int]]:
         """(port, start, stop) of each segment; they must cover the rows without a gap."""
@@ -92,14 +93,29 @@ class Linear(Kind):
         shift = v.shifts("x", "channel")[None, :] + v.shifts("x", "token").max()
         return {"acc": dot_bound(v.array("weight"), low, high, shift, v.array("bias"), v.array("shift"))}
 
+    def channels_in_order(self, v: View) -> list[int]:
+        """Input channels in the order in which they are added: groups ascending, channels ascending in a group."""
+        x = v.input("x")
+        group = x.group("channel")
+        if group is None:
+            return list(range(x.shape[1]))
+        return [int(c) for c in np.argsort(v.program.arrays[group.index or ""], kind="stable")]
+
     def run(self, v: View, x: dict[str, Int64]) -> dict[str, Int64]:
         weight, bias, shift = v.array("weight"), v.array("bias"), v.array("shift")
         channel_shift, token_shift = v.shifts("x", "channel"), v.shifts("x", "token")
         acc = np.zeros((len(x["x"]), len(weight)), dtype=np.int64)
-        for s in np.unique(channel_shift):
-            members = channel_shift == s
-            acc += (x["x"][:, members] @ weight[:, members].T) << s
-        acc = (acc << token_shift[:, None]) + bias
+        if v.narrow("acc"):
+            products = (
+                (x["x"][:, c, None] * weight[:, c]) << (token_shift[:, None] + channel_shift[c])
+                for c in self.channels_in_order(v)
+            )
+            acc = v.accumulate("acc", acc + bias, products)
+        else:
+            for s in np.unique(channel_shift):
+                members = channel_shift == s
+                acc += (x["x"][:, members] @ weight[:, members].T) << s
+            acc = (acc << token_shift[:, None]) + bias
         made = {"acc": acc}
         for port, start, stop in self.segments(v):
             out = v.output(port)

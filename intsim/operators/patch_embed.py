@@ -25,6 +25,7 @@ class PatchEmbed(Kind):
     inputs = ("image",)
     outputs = ("acc", "out")
     attributes = ("patch", "stride")
+    narrowable = ("acc",)
 
     def geometry(self, v: View) -> tuple[int, int, int, int, int]:
         """(patch, stride, rows of patches, columns of patches, inputs K of a patch)."""
@@ -74,6 +75,11 @@ class PatchEmbed(Kind):
             for j in range(columns):
                 block = pixels[i * stride : i * stride + patch, j * stride : j * stride + patch, :]
                 patches.append(block.transpose(2, 0, 1).reshape(-1))  # channel, row, column
-        acc = np.stack(patches) @ v.array("weight").T + v.array("bias")
+        a, weight, bias = np.stack(patches), v.array("weight"), v.array("bias")
+        if v.narrow("acc"):
+            start = np.broadcast_to(bias, (len(a), len(bias)))
+            acc = v.accumulate("acc", start, (a[:, k, None] * weight[:, k] for k in range(a.shape[1])))
+        else:
+            acc = a @ weight.T + bias
         out = v.output("out")
         return {"acc": acc, "out": requantize(acc, v.array("shift"), out.bits, out.signed, v.rounding)}

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 
 from intsim.arithmetic import Int64, requantize, round_shift
@@ -28,6 +30,7 @@ class Scan(Kind):
     inputs = ("delta", "u", "B", "C")
     outputs = ("dx", "abar", "b", "acc", "h", "y_acc", "y")
     attributes = ("abar_fraction",)
+    narrowable = ("acc", "y_acc")
 
     def sizes(self, v: View) -> tuple[int, int, int]:
         tokens, channels = v.input("u").shape
@@ -136,12 +139,21 @@ class Scan(Kind):
         made = {"dx": dx, "abar": cube, "b": cube.copy(), "acc": cube.copy(), "h": cube.copy()}
         made |= {"y_acc": np.zeros_like(dx), "y": np.zeros_like(dx)}
         state = np.zeros((channels, states), dtype=np.int64)
+
+        def narrow(b: Int64, decayed: Int64) -> Int64:
+            return v.accumulate("acc", b, [decayed])
+
+        add = narrow if v.narrow("acc") else np.add
         for t in range(tokens):
             if t > 0:
                 state = requantize(state, s_l[t] - s_l[t - 1], h_bits, True, mode)
             abar = exp2(delta[t, :, None] * a, fraction[:, None], m, rom, mode)
-            now = step(abar, dx[t], b_in[t], state, b_shift + s_l[t], m, h_bits, mode)
-            now["y_acc"] = d * u[t] + ((now["h"] * c_in[t]).sum(axis=1) << s_l[t])
+            now = step(abar, dx[t], b_in[t], state, b_shift + s_l[t], m, h_bits, mode, add)
+            products = (now["h"] * c_in[t]) << s_l[t]
+            if v.narrow("y_acc"):
+                now["y_acc"] = v.accumulate("y_acc", d * u[t], products.T)
+            else:
+                now["y_acc"] = d * u[t] + products.sum(axis=1)
             now["y"] = requantize(now["y_acc"], y_shift + y_group[t], y_bits, True, mode)
             state = now["h"]
             for port, value in now.items():
@@ -150,14 +162,22 @@ class Scan(Kind):
 
 
 def step(
-    abar: Int64, dx: Int64, b_in: Int64, state: Int64, shift: object, m: int, h_bits: int, mode: str
+    abar: Int64,
+    dx: Int64,
+    b_in: Int64,
+    state: Int64,
+    shift: object,
+    m: int,
+    h_bits: int,
+    mode: str,
+    add: Callable[[Int64, Int64], Int64] = np.add,
 ) -> dict[str, Int64]:
     """One token's abar, b, acc and h (SPEC 5.7).
 
     abar [..., N]; dx [...]; b_in [N] or [..., N]; state [..., N], already at this token's exponent; shift [...], the
-    channel's and the token's together.
+    channel's and the token's together.  add(b, abar h'): acc, by another rule where it is narrow (SPEC section 13).
     """
     aligned = round_shift(dx[..., None] * b_in, np.asarray(shift)[..., None], mode)
     b = np.clip(aligned, -B_LIMIT, B_LIMIT)
-    acc = abar * state + b
+    acc = add(b, abar * state)
     return {"abar": abar, "b": b, "acc": acc, "h": requantize(acc, m, h_bits, True, mode)}

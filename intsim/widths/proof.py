@@ -384,7 +384,8 @@ def prove(program: Program, progress: Callable[[int], None] = lambda done: None)
 
 
 def proofs(program: Program, progress: Callable[[int], None] = lambda done: None) -> list[Proof]:
-    """The proof of each operator, in execution order."""
+    """The proof of each operator, in execution order.  UserError for a Program with a narrow accumulator."""
+    program.require_full_width("its ranges cannot be proven")
     channels = program.image[2]
     ranges = {"image": Range.of(np.zeros(channels, dtype=np.int64), np.full(channels, 255))}
     found = []
