@@ -20,7 +20,7 @@ import zipfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO, Any, NoReturn
+from typing import IO, Any, NoReturn, Protocol
 
 import numpy as np
 
@@ -44,6 +44,14 @@ class Image:
     name: str
     pixels: Array
     label: int | None = None
+
+
+class Images(Protocol):
+    """Images to run, in order: an `ImageSet`, `golden.stimulus.Stimuli`, a list."""
+
+    def __len__(self) -> int: ...
+
+    def __iter__(self) -> Iterator[Image]: ...
 
 
 @dataclass

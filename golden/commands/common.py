@@ -7,6 +7,7 @@ import functools
 import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
 
+    from golden.cluster import Cluster
     from intsim.program import Program
 
 MISMATCH, UNUSABLE, BUG, INTERRUPTED, PIPE_CLOSED = 1, 2, 70, 130, 141
@@ -34,7 +36,9 @@ json_option = click.option(
     metavar="FILE",
     help="Also write the result as JSON; '-' is standard output, and then nothing else goes there.",
 )
-threads_option = click.option("--threads", type=click.IntRange(1, 1024), help="Threads of the engine.")
+threads_option = click.option(
+    "--threads", type=click.IntRange(1, 1024), help="Threads of the engine.  [default: as many as there are CPUs]"
+)
 device_option = click.option(
     "--device", default="cpu", show_default=True, help="Where the torch path runs: cpu, cuda or cuda:N."
 )
@@ -85,6 +89,49 @@ def style_options(command: Callable[..., Any]) -> Callable[..., Any]:
     ):
         with_style = option(with_style)
     return with_style
+
+
+@dataclass(frozen=True)
+class Where:
+    """`--workers` and `--scheduler` of a command line: here, in processes of this machine, or on a cluster."""
+
+    workers: int | None = None
+    scheduler: str | None = None
+
+    @contextlib.contextmanager
+    def open(self, threads: int | None = None) -> Iterator[Cluster | None]:
+        """The cluster, which looks for its workers when it is used; None if the command runs in this process.
+
+        threads: of the engine for each range that a worker runs.
+        """
+        if self.workers is None and self.scheduler is None:
+            yield None
+            return
+        if self.workers is not None and self.scheduler is not None:
+            raise UserError("--workers starts workers on this machine and --scheduler names a cluster: give one")
+        from golden.cluster import Cluster
+
+        with Cluster(workers=self.workers, scheduler=self.scheduler, threads=threads, say=say) as cluster:
+            yield cluster
+
+
+def cluster_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """`--workers` and `--scheduler`, which become the parameter `where`."""
+
+    @functools.wraps(command)
+    def wrapped(*args: Any, workers: int | None, scheduler: str | None, **rest: Any) -> Any:
+        return command(*args, where=Where(workers, scheduler), **rest)
+
+    made: Callable[..., Any] = click.option(
+        "--scheduler",
+        metavar="ADDRESS",
+        help="Run on the Dask cluster of this scheduler: tcp://HOST:PORT, or its scheduler file (.json).",
+    )(wrapped)
+    return click.option(
+        "--workers",
+        type=click.IntRange(1, 1024),
+        help="Run in so many processes of this machine (by Dask), which share its CPUs.",
+    )(made)
 
 
 # Helpers

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from golden.commands.common import (
+    Where,
+    cluster_options,
     crop_option,
     device_option,
     embedded_images,
@@ -26,6 +30,7 @@ from golden.commands.common import (
 from intsim.errors import UserError
 
 if TYPE_CHECKING:
+    from golden.cluster import Cluster, Part
     from golden.images import ImageSet
     from intsim.program import Program
 
@@ -56,6 +61,7 @@ CHUNK = 4  # images that the torch path runs at a time on a CPU: its tensors the
 )
 @crop_option
 @threads_option
+@cluster_options
 @json_option
 def command(
     data: str | None,
@@ -68,6 +74,7 @@ def command(
     form: str | None,
     center_crop: bool,
     threads: int | None,
+    where: Where,
     json_to: str | None,
 ) -> None:
     """Top-1 over labelled images: of the integer Program, by the engine or in torch, or of the float checkpoint.
@@ -83,25 +90,32 @@ def command(
         raise UserError("--model is not for --engine float; --checkpoint names its checkpoint")
     if engine != "fake" and (device != "cpu" or form is not None):
         raise UserError(f"--device and --form are for --engine fake; --engine {engine} runs on the CPU")
+    if engine == "float" and where != Where():
+        raise UserError("--engine float runs in one process: its results depend on the machine; others are exact")
     place = embedded_images() if data is None else data
     on_cuda = device.startswith("cuda")
     batch = batch or (256 if on_cuda else 64)
-    with result(json_to) as (found, out):
+    fast = form == "fast" if form else on_cuda
+    with result(json_to) as (found, out), where.open(threads) as cluster:
         classify: Classify
         if engine == "float":
             size, classes, name, classify = float_model(checkpoint, threads)
         else:
-            program, _ = load(model)
+            program, file = load(model)
             size, classes, name = program.image, program.classes, program.name
-        if engine == "fake":
-            classify = fake_model(program, device, form == "fast" if form else on_cuda, batch, threads)
+        if engine == "fake" and cluster is None:
+            classify = fake_model(program, device, fast, batch, threads)
         images = open_images(place, size, classes=classes, count=count, center_crop=center_crop)
         images.require_labels(len(classes))
-        if engine == "int":
-            classify = integer_model(program, threads)
-        if engine != "float":  # what is only done once is not timed
-            classify(black(min(batch, len(images)), size))
-        correct, predictions, seconds = score(images, classify, batch)
+        if cluster is not None:
+            work = Classifies(engine, device, fast, batch, cluster.threads)
+            correct, predictions, seconds = score_by(cluster, file, work, images)
+        else:
+            if engine == "int":
+                classify = integer_model(program, threads)
+            if engine != "float":  # what is only done once is not timed
+                classify(black(min(batch, len(images)), size))
+            correct, predictions, seconds = score(images, classify, batch)
         top1 = 100 * correct / len(images)
         rate = len(images) / seconds
         found.update(engine=engine, device=device, model=name, top1=top1, n=len(images), correct=correct)
@@ -135,6 +149,48 @@ def score(images: ImageSet, classify: Classify, batch: int) -> tuple[int, list[i
             predictions += classes.tolist()
             done = len(predictions)
             update(done, text=f"{done / (time.perf_counter() - start):,.0f} images/s")
+    return correct, predictions, time.perf_counter() - start
+
+
+@dataclass(frozen=True)
+class Classifies:
+    """Work of a cluster: the class of each image, by the Program in `engine` int or fake."""
+
+    engine: str
+    device: str
+    fast: bool
+    batch: int
+    threads: int
+
+    def prepare(self, program: Program) -> Classify:
+        if self.engine == "int":
+            return integer_model(program, self.threads)
+        classify = fake_model(program, self.device, self.fast, self.batch, self.threads)
+        if not self.device.startswith("cuda"):
+            return classify
+        lock = threading.Lock()  # ranges that a worker runs at a time share the card
+
+        def alone(pixels: Any) -> Any:
+            with lock:
+                return classify(pixels)
+
+        return alone
+
+    def run(self, prepared: Classify, part: Part) -> list[int]:
+        import numpy as np
+
+        classes: list[int] = prepared(np.stack([image.pixels for image in part.images])).argmax(axis=1).tolist()
+        return classes
+
+
+def score_by(cluster: Cluster, file: bytes, work: Classifies, images: ImageSet) -> tuple[int, list[int], float]:
+    """As `score`, by the workers of a cluster.  The seconds include that they start and make their engines."""
+    start = time.perf_counter()
+    with progress_bar("images", len(images)) as update:
+        parts = cluster.run(file, work, images, lambda done: update(done, text=cluster.caption()))
+    predictions = [number for part in parts for number in part]
+    labels = [images.labels[pick] for pick in images.picks] if images.labels else []
+    correct = sum(a == b for a, b in zip(predictions, labels, strict=True))
     return correct, predictions, time.perf_counter() - start
 
 
