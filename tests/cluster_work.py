@@ -99,7 +99,7 @@ class FakeClient:
     def nthreads(self):
         return {f"worker{i}": 1 for i in range(self.count)}
 
-    def submit(self, function, *args, key):
+    def submit(self, function, *args, key, workers=(), allow_other_workers=False):
         if len(args) == 1:  # the Program
             self.programs += 1
             return FakeFuture(self, args[0])

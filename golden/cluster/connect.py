@@ -20,6 +20,13 @@ from intsim.engine import available_threads
 from intsim.errors import UserError
 
 TIMEOUT = 30  # seconds in which a scheduler must answer
+SETTINGS = {
+    # a Program is larger than what Dask thinks one task should be; it is sent once
+    "distributed.admin.large-graph-warning-threshold": "16 GiB",
+    # of workers on this machine: giving memory back after each tensor costs a third of their time
+    "distributed.nanny.pre-spawn-environ.MALLOC_TRIM_THRESHOLD_": None,
+    "distributed.worker.profile.enabled": False,
+}
 
 
 class Cluster:
@@ -96,8 +103,7 @@ class Cluster:
         import dask
 
         self._stack.enter_context(quiet())
-        # a Program is larger than what Dask thinks one task should be; it is sent once
-        self._stack.enter_context(dask.config.set({"distributed.admin.large-graph-warning-threshold": "16 GiB"}))
+        self._stack.enter_context(dask.config.set(SETTINGS))
         if self.workers:
             return self._stack.enter_context(Client(self._start(self.workers), set_as_default=False))
         assert self.scheduler is not None

@@ -37,12 +37,14 @@ class Part:
 
 @dataclass
 class Flight:
-    """A range on its way.  call: what a worker is sent; future: Dask's; tries: how often it failed."""
+    """A range on its way.  call: what a worker is sent; future: Dask's; worker: whom it was meant for; tries: how
+    often it failed."""
 
     first: int
     count: int
     call: bytes
     future: Any = None
+    worker: str | None = None
     tries: int = 0
 
 
@@ -75,11 +77,19 @@ class Runner:
         self.landed: queue.SimpleQueue[tuple[Flight, Any]] = queue.SimpleQueue()
         self.flying: dict[int, Flight] = {}
         self.bytes = 0  # of all calls in flight
-        self.workers = self.threads = 0
+        self.crew: dict[str, int] = {}  # worker -> its threads
         self.counted = -COUNT_AGAIN
         self.told = False
         self.program: Any = None
         self.numbers = iter(range(1 << 62))
+
+    @property
+    def workers(self) -> int:
+        return len(self.crew)
+
+    @property
+    def threads(self) -> int:
+        return sum(self.crew.values())
 
     def run(
         self,
@@ -139,11 +149,24 @@ class Runner:
             key = (f"intsim-program-{self.run_id}", next(self.numbers))
             self.program = self.client.submit(_identity(), self.data, key=key)
         key = (f"intsim-{self.run_id}", next(self.numbers))
-        flight.future = self.client.submit(carrier(), STAMP, flight.call, self.program, key=key)
+        flight.worker = self.idlest()
+        where = {"workers": [flight.worker], "allow_other_workers": True} if flight.worker else {}
+        flight.future = self.client.submit(carrier(), STAMP, flight.call, self.program, key=key, **where)
         if flight.first not in self.flying:
             self.flying[flight.first] = flight
             self.bytes += len(flight.call)
         flight.future.add_done_callback(lambda future: self.landed.put((flight, future)))
+
+    def idlest(self) -> str | None:
+        """The worker with the fewest ranges for each of its threads.
+
+        Left to itself Dask puts ranges where the Program is already: all on one worker.
+        """
+        given = dict.fromkeys(self.crew, 0)
+        for flight in self.flying.values():
+            if flight.worker in given:
+                given[flight.worker] += 1
+        return min(given, key=lambda worker: given[worker] / self.crew[worker], default=None)
 
     def next_landed(self) -> Iterator[tuple[Flight, Any]]:
         """Those that ended, of which there may be none after POLL seconds."""
@@ -198,7 +221,7 @@ class Runner:
             found = {}
         if self.client.status == "closed":
             raise UserError(f"the scheduler at {self.name} went away")
-        self.workers, self.threads = len(found), sum(found.values())
+        self.crew = {worker: threads for worker, threads in found.items() if threads}
         self.counted = time.monotonic()
         if not self.workers and not self.told:
             self.say(f"waiting for workers of {self.name} ...")
