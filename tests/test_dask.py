@@ -84,9 +84,8 @@ def two():
 
 
 def test_two_workers(two, program, pictures, whole, tmp_path):
-    written = write(tmp_path / "out", program, pictures, two)
+    write(tmp_path / "out", program, pictures, two)
     assert files(tmp_path / "out") == files(whole)
-    assert written == json.loads((whole / "manifest.json").read_text())
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
 
@@ -385,7 +384,7 @@ def test_what_a_scheduler_holds_is_bounded(count, shape, threads):
 
 def test_failed_ranges_are_tried_again_elsewhere():
     images = Million(3_000, (8, 8, 3))
-    fails = {16 * i: TRIES - 1 for i in range(0, 180, 7)}
+    fails = {32 * i: TRIES - 1 for i in range(0, 90, 7)}
 
     def fail(part, n):
         if fails.get(part.first, 0):
@@ -398,7 +397,7 @@ def test_failed_ranges_are_tried_again_elsewhere():
     assert [n for first in sorted(taken) for n in taken[first]] == list(range(3_000))
 
     client = FakeClient(4, lambda part, n: distributed.KilledWorker("t", None, 3) if part.first == 160 else None)
-    with pytest.raises(UserError, match=r"^images 160 \.\. 175: killed every worker that ran them"):
+    with pytest.raises(UserError, match=r"^images 160 \.\. 191: killed every worker that ran them"):
         Runner(client, "x").run(b"program", Counts(), images, taken.__setitem__)
     assert client.cancelled
 

@@ -15,11 +15,12 @@ import shutil
 import tempfile
 import uuid
 from collections.abc import Callable, Iterator
+from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from golden.bundle import Runs, image_folder, write_image
+from golden import manifest
+from golden.bundle import WRITERS, Runs, image_folder, write_image
 from golden.cluster.connect import Cluster
 from golden.cluster.ranges import Part
 from golden.formats import Style
@@ -28,6 +29,8 @@ from intsim.errors import UserError
 from intsim.program import Program
 
 TOKEN = "token"
+
+Prepared = tuple[Program, Runs, Executor]
 
 
 @dataclass(frozen=True)
@@ -44,11 +47,11 @@ class WriteImages:
     style: Style
     threads: int
 
-    def prepare(self, program: Program) -> tuple[Program, Runs]:
+    def prepare(self, program: Program) -> Prepared:
         from intsim.engine import Engine
 
         self.check_shared()
-        return program, Engine(program, threads=self.threads)
+        return program, Engine(program, threads=self.threads), ThreadPoolExecutor(min(self.threads, WRITERS))
 
     def check_shared(self) -> None:
         """Raises UserError unless the client's workshop is seen here."""
@@ -62,15 +65,15 @@ class WriteImages:
                 f"{Path(self.folder).parent}"
             )
 
-    def run(self, prepared: tuple[Program, Runs], part: Part) -> list[dict[str, Any]]:
-        program, engine = prepared
-        entries = []
+    def run(self, prepared: Prepared, part: Part) -> manifest.Packed:
+        program, engine, pool = prepared
+        entries = manifest.Packed()
         for index, image in enumerate(part.images, part.first):
             place = image_folder(index)
             own = Path(self.workshop, uuid.uuid4().hex)
             own.mkdir()  # fails when the workshop is gone
             (own / place).parent.mkdir()
-            entries.append(write_image(own, program, engine, index, image, list(self.names), self.style))
+            entries.append(write_image(pool, own, program, engine, index, image, list(self.names), self.style))
             target = Path(self.folder, place)
             try:
                 os.rename(own / place, target)
@@ -112,7 +115,7 @@ def write_images(
     names: list[str],
     style: Style,
     progress: Callable[[int], None],
-) -> list[dict[str, Any]]:
+) -> manifest.Packed:
     """Writes `folder`/images/0000 and so on by the workers of a cluster; returns their entries in order.
 
     Raises UserError for what `Cluster.run` does, and if the workers do not share the folder.
@@ -121,9 +124,10 @@ def write_images(
     with open_workshop(folder) as (workshop, token):
         work = WriteImages(str(folder), str(workshop), token, tuple(names), style, cluster.threads)
         parts = cluster.run(program_file, work, images, progress)
-    entries = [entry for part in parts for entry in part]
-    for entry in entries:
-        place = image_folder(entry["index"])
+    entries = manifest.Packed()
+    for part in parts:
+        entries.extend(part)
+    for place in map(image_folder, range(len(entries))):
         if not (folder / place).is_dir():
             raise UserError(f"{place}: was written by a worker and is not in {folder}, which all workers must share")
     return entries

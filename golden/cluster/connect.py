@@ -105,7 +105,8 @@ class Cluster:
         self._stack.enter_context(quiet())
         self._stack.enter_context(dask.config.set(SETTINGS))
         if self.workers:
-            return self._stack.enter_context(Client(self._start(self.workers), set_as_default=False))
+            local = Client(self._start(self.workers), direct_to_workers=True, set_as_default=False)
+            return self._stack.enter_context(local)
         assert self.scheduler is not None
         where: dict[str, Any] = {"address": self.scheduler}
         if self.scheduler.endswith(".json"):

@@ -16,7 +16,7 @@ from intsim.errors import UserError
 if TYPE_CHECKING:
     from golden.cluster.worker import Work
 
-MOST = 16  # images of a range
+MOST = 32  # images of a range
 RANGE_BYTES = 512 << 10  # pixels of a range, if it has more than one image
 WINDOW_BYTES = 256 << 20  # of ranges that the scheduler holds at a time
 EACH = 4  # ranges that a thread of a worker gets at least, where there are enough images
