@@ -118,6 +118,37 @@ class Report:
     faulty: list[str] = field(default_factory=list)
     seconds: float = 0.0
 
+    @classmethod
+    def empty(
+        cls, program: Program, names: Iterable[str], images: int, device: str, fast: bool, reference: str
+    ) -> Report:
+        """Of no comparison yet, for the tensors `names`."""
+        report = cls(program, images, device, fast, reference)
+        for name in names:
+            producer = program.producer(name)
+            shape = program.tensors[name].shape
+            report.tensors.append(TensorResult(name, producer.name if producer else None, shape))
+        return report
+
+    def first_image(self) -> int | None:
+        """Number of the first image with a mismatch."""
+        return min((t.first.image for t in self.tensors if t.first), default=None)
+
+    def add(self, tensors: Sequence[TensorResult], guilty: Guilty | None, faulty: list[str]) -> None:
+        """Adds what a comparison of other images found, numbered as these are.  The order of adding is of no account.
+
+        tensors: of the same names.  guilty, faulty: of the first of its images with a mismatch.
+        """
+        before = self.first_image()
+        for mine, other in zip(self.tensors, tensors, strict=True):
+            mine.elements += other.elements
+            mine.mismatches += other.mismatches
+            mine.largest_difference = max(mine.largest_difference, other.largest_difference)
+            if other.first and (mine.first is None or other.first.image < mine.first.image):
+                mine.first = other.first
+        if self.first_image() != before:
+            self.guilty, self.faulty = guilty, faulty
+
     @property
     def elements(self) -> int:
         return sum(t.elements for t in self.tensors)
@@ -173,13 +204,15 @@ def compare(
     *,
     candidate: FakeQuant | None = None,
     memory: int | None = None,
+    first: int = 0,
 ) -> Report:
     """Runs both sides on `images` (uint8 [n, H, W, C], or read as needed) and compares the tensors of `layers`.
 
     batch: images at a time, at most; fewer where their tensors would not fit into `memory` bytes (None: 1 GiB, 4 GiB
     with CUDA).
     reference: "engine", "oracle", or anything with their `run`.  candidate: a FakeQuant made by the caller (then
-    `device` and `fast` are its own).  progress(done, total) is called after each batch.
+    `device` and `fast` are its own).  progress(done, total) is called after each batch.  first: number of the first
+    image, where they are some of many.
     Raises UserError for a glob that names nothing, images of a wrong shape, or an operator that cannot be exact.
     """
     started = time.perf_counter()
@@ -187,13 +220,8 @@ def compare(
     fake = candidate or FakeQuant(program, device, fast)
     other = open_reference(program, reference)
     label = reference if isinstance(reference, str) else type(reference).__name__.lower()
-    report = Report(program, len(images), str(fake.device), fake.fast, label)
-    results = {}
-    for name in names:
-        producer = program.producer(name)
-        shape = program.tensors[name].shape
-        results[name] = TensorResult(name, producer.name if producer else None, shape)
-    report.tensors = list(results.values())
+    report = Report.empty(program, names, len(images), str(fake.device), fake.fast, label)
+    results = {result.name: result for result in report.tensors}
 
     memory = memory or MEMORY[fake.device.type]
     size, parts = plan(program, names, batch, memory)
@@ -202,12 +230,12 @@ def compare(
     for (start, some, part), expected in ahead(
         lambda job: other.run(job[1], job[2]), jobs, threaded=fake.device.type == "cuda"
     ):
-        fake.stream(some, set(part), lambda name, codes: tally(results[name], start, expected.pop(name), codes))  # noqa: B023
+        fake.stream(some, set(part), lambda name, codes: tally(results[name], first + start, expected.pop(name), codes))  # noqa: B023
         if part is not parts[-1]:
             continue
-        if suspect is None and report.mismatches:
-            image = min(t.first.image for t in report.tensors if t.first)
-            suspect = image, some[image - start]
+        image = report.first_image()
+        if suspect is None and image is not None:
+            suspect = image, some[image - first - start]
         if progress is not None:
             progress(start + len(some), len(images))
     if suspect is not None:
@@ -216,14 +244,14 @@ def compare(
     return report
 
 
-def open_reference(program: Program, reference: str | Runs) -> Runs:
-    """The integer side by name."""
+def open_reference(program: Program, reference: str | Runs, threads: int | None = None) -> Runs:
+    """The integer side by name.  threads: of the engine (None: all CPUs)."""
     if not isinstance(reference, str):
         return reference
     if reference == "engine":
         from intsim.engine import Engine
 
-        engine: Runs = Engine(program)
+        engine: Runs = Engine(program, threads=threads)
         return engine
     if reference == "oracle":
         from intsim.oracle import Oracle

@@ -20,15 +20,18 @@ from collections.abc import Callable, Iterable
 from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from golden import manifest
 from golden.formats import FORMATS, Head, Style, comments
-from golden.images import Image
+from golden.images import Image, Images
 from intsim.files import new_folder
 from intsim.program import Array, Constant, Program, Tensor
 from intsim.program_file import program_bytes
 from intsim.taps import select
+
+if TYPE_CHECKING:
+    from golden.cluster import Cluster
 
 WRITERS = 2  # threads that encode, hash and write files: NumPy, SHA-256 and the disk work outside the interpreter
 STATE_AXES = ("token", "channel", "state")
@@ -111,11 +114,49 @@ def run_image(engine: Runs, program: Program, pixels: Array, names: list[str]) -
     return {name: pixels if name == "image" else found[name][0] for name in names}
 
 
+def image_folder(index: int) -> str:
+    """Path of an image's folder in a bundle."""
+    return f"images/{index:04d}"
+
+
+def write_image(
+    pool: Executor,
+    folder: Path,
+    program: Program,
+    engine: Runs,
+    index: int,
+    image: Image,
+    names: list[str],
+    style: Style,
+) -> dict[str, Any]:
+    """Writes the tensors `names` of the image with number `index`, by threads of `pool`; returns its manifest entry.
+
+    folder: the bundle, which has a folder `images`.
+    """
+    place = image_folder(index)
+    (folder / place).mkdir()
+    tensors = run_image(engine, program, image.pixels, names)
+    logits = tensors[program.logits].reshape(-1)
+    entry: dict[str, Any] = {
+        "index": index,
+        "source": image.name,
+        "label": image.label,
+        "class": int(logits.argmax()),
+        "logits": [int(v) for v in logits],
+        "tensors": {},
+    }
+    digest = program.digest or ""
+    sheets = {f"{place}/{name}": Sheet(program.tensors[name], v, digest, style) for name, v in tensors.items()}
+    for name, files in zip(tensors, write_sheets(pool, folder, sheets).values(), strict=True):
+        entry["tensors"][name] = {"files": files}
+    return entry
+
+
 def write_bundle(
     out: Path,
     program: Program,
     engine: Runs,
-    images: Iterable[Image],
+    images: Images,
     *,
     names: list[str],
     command: str,
@@ -123,12 +164,14 @@ def write_bundle(
     program_file: bytes | None = None,
     style: Style = manifest.PLAIN,
     progress: Callable[[int], None] = lambda done: None,
+    cluster: Cluster | None = None,
 ) -> dict[str, Any]:
     """Writes the bundle `out`, which must not exist, and returns its manifest.
 
     names: from `choose`.  command, time: for the manifest's field `run`.  program_file: the Program's bytes as they
     were read (made from `program` if absent).  style: formats, order and lanes.  progress: called with the number of
-    finished images.
+    finished images.  cluster: its workers run the images and write their files, with engines of their own, in place
+    of `engine`; not a byte depends on it but in the field `run`.
     Raises UserError if the folder exists, cannot be written or the disk is full; then nothing is left.
     """
     manifest.check_names(program)
@@ -146,26 +189,16 @@ def write_bundle(
         }
         for name, files in zip(program.constants, write_sheets(pool, folder, sheets).values(), strict=True):
             content["constants"][name]["files"] = files
-        content["images"] = manifest.Packed()
         (folder / "images").mkdir()
-        for index, image in enumerate(images):
-            place = f"images/{index:04d}"
-            (folder / place).mkdir()
-            tensors = run_image(engine, program, image.pixels, names)
-            logits = tensors[program.logits].reshape(-1)
-            entry: dict[str, Any] = {
-                "index": index,
-                "source": image.name,
-                "label": image.label,
-                "class": int(logits.argmax()),
-                "logits": [int(v) for v in logits],
-                "tensors": {},
-            }
-            sheets = {f"{place}/{name}": Sheet(program.tensors[name], v, digest, style) for name, v in tensors.items()}
-            for name, files in zip(tensors, write_sheets(pool, folder, sheets).values(), strict=True):
-                entry["tensors"][name] = {"files": files}
-            content["images"].append(entry)
-            progress(index + 1)
+        if cluster is not None:
+            from golden.cluster.bundles import write_images
+
+            content["images"] = write_images(cluster, folder, program_file, images, names, style, progress)
+        else:
+            content["images"] = manifest.Packed()
+            for index, image in enumerate(images):
+                content["images"].append(write_image(pool, folder, program, engine, index, image, names, style))
+                progress(index + 1)
         manifest.seal(content, command, time)
         with open(folder / manifest.NAME, "w", encoding="ascii", newline="\n") as file:
             file.writelines(manifest.rendered(content))

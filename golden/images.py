@@ -21,7 +21,7 @@ import zipfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO, Any, NoReturn
+from typing import IO, Any, NoReturn, Protocol
 
 import numpy as np
 
@@ -49,6 +49,14 @@ class Image:
     name: str
     pixels: Array
     label: int | None = None
+
+
+class Images(Protocol):
+    """Images to run, in order: an `ImageSet`, `golden.stimulus.Stimuli`, a list."""
+
+    def __len__(self) -> int: ...
+
+    def __iter__(self) -> Iterator[Image]: ...
 
 
 @dataclass
@@ -92,14 +100,15 @@ class ImageSet:
         """All pixels at once, uint8 [n, H, W, C]."""
         return np.stack([image.pixels for image in self])
 
-    def require_labels(self, classes: int) -> None:
-        """Raises UserError unless every image has a label below `classes`."""
+    def require_labels(self, classes: int) -> list[int]:
+        """The label of each image.  Raises UserError unless every one has a label below `classes`."""
         if self.labels is None:
             raise UserError(f"{self.path}: has no labels: {self.no_labels}")
         chosen = [self.labels[pick] for pick in self.picks]
         for pick, label in zip(self.picks, chosen, strict=True):
             if not 0 <= label < classes:
                 raise UserError(f"{self.names[pick]}: label is {label}, allowed are 0 .. {classes - 1}")
+        return chosen
 
     def _from_files(self) -> Iterator[Array]:
         for pick in self.picks:

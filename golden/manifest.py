@@ -146,6 +146,10 @@ class Packed(Sequence[Any]):
     def append(self, item: Any) -> None:
         self._items.append(zlib.compress(json.dumps(item).encode(), 1))
 
+    def extend(self, other: Packed) -> None:
+        """Appends what another holds, as it is."""
+        self._items += other._items
+
     def __len__(self) -> int:
         return len(self._items)
 

@@ -17,17 +17,21 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from golden import manifest
+from golden.classify import Classifies, join
 from golden.images import ImageSet
-from intsim.engine import Engine
 from intsim.errors import UserError
 from intsim.files import write_atomically
 from intsim.program import Program
+from intsim.program_file import program_bytes
 from intsim.widths import batch_size, measure
+
+if TYPE_CHECKING:
+    from golden.cluster import Cluster
 
 CLASSES = {"accumulator-bits": "accumulators", "state-bits": "states", "a-bar-bits": "a-bar"}  # of intsim.whatif
 SETTINGS = {"activation-bits": "activation_bits", "k": "k", "rounding": "rounding"}  # of bitexact.quantize
@@ -57,6 +61,8 @@ REFERENCE = "reference"
 class Sweep:
     """points: what is run, in order.  images: labelled; sample: those on which saturations are counted, too.
 
+    cluster: whose workers run the images; the sample is run here.
+
     source: whatever the Programs follow from besides the points (hashes, settings), as JSON data; it goes into the
     key of each result.  `folder` is made if it is not there.  Raises UserError if it holds anything but files of this
     sweep.
@@ -72,9 +78,11 @@ class Sweep:
         *,
         batch: int = 64,
         threads: int | None = None,
+        cluster: Cluster | None = None,
     ):
         self.points, self.images, self.sample = list(points), images, sample
         self.folder, self.batch, self.threads = Path(folder), batch, threads
+        self.cluster = cluster
         self.data = data_digest(images)
         self.source = source
         self.open_folder()
@@ -141,12 +149,16 @@ class Sweep:
     def measure(self, program: Program, count: Callable[[int], None]) -> dict[str, Any]:
         """Predictions on all images, overflows counted on all, saturations on the sample."""
         start = time.perf_counter()
-        engine = Engine(program, threads=self.threads)
-        predictions: list[int] = []
-        for pixels in self.images.stacks(self.batch):
-            logits = engine.run(pixels)[program.logits]
-            predictions += logits.reshape(len(pixels), -1).argmax(axis=1).tolist()
-            count(len(predictions))
+        if self.cluster is None:
+            classifier = Classifies("int", threads=self.threads).prepare(program)
+            predictions: list[int] = []
+            for pixels in self.images.stacks(self.batch):
+                predictions += classifier.classes(pixels)
+                count(len(predictions))
+            overflows = classifier.overflows
+        else:
+            work = Classifies("int", threads=self.cluster.threads)
+            predictions, overflows = join(self.cluster.run(program_bytes(program), work, self.images, count))
         correct = sum(p == label for p, label in zip(predictions, labels_of(self.images), strict=True))
         sizes = {name: int(np.prod(program.tensors[name].shape)) for name in program.narrowed}
         saturated, elements = saturations(program, self.sample.stacks(batch_size(program)), self.threads)
@@ -155,7 +167,7 @@ class Sweep:
             "images": len(predictions),
             "correct": correct,
             "top1": 100 * correct / len(predictions),
-            "overflows": sum(engine.overflows.values()),
+            "overflows": sum(overflows.values()),
             "accumulated": len(predictions) * sum(sizes.values()),
             "saturations": saturated,
             "saturable": elements,
@@ -214,14 +226,6 @@ def file_digest(path: Path) -> str:
 
 
 # The plot
-
-
-def need_matplotlib() -> None:
-    """Raises UserError where matplotlib is not installed."""
-    try:
-        import matplotlib  # noqa: F401
-    except ImportError as problem:
-        raise UserError(f"the plot needs matplotlib: pip install 'intsim[plot]', or --no-plot ({problem})") from None
 
 
 def plot(result: dict[str, Any], title: str) -> bytes:

@@ -15,7 +15,7 @@ from click.testing import CliRunner, Result
 from hypothesis import given
 from hypothesis import strategies as st
 
-import golden.sweep
+import golden.classify
 from golden.cli import cli
 from golden.sweep import Point
 from intsim import SPEC_VERSION, embedded
@@ -521,15 +521,15 @@ def test_a_sweep_is_right_and_resumes(
 
     # interrupted in the third of its seven runs, and once more: what was done stays, and the result is the same
     parts, made = tmp_path / "parts", []
-    original = golden.sweep.Engine
+    original = golden.classify.integer_model
 
-    def interrupted(program: Program, **more: Any) -> Engine:
+    def interrupted(program: Program, *more: Any) -> Any:
         made.append(program.digest)
         if len(made) == 3:
             raise KeyboardInterrupt
-        return original(program, **more)
+        return original(program, *more)
 
-    monkeypatch.setattr(golden.sweep, "Engine", interrupted)
+    monkeypatch.setattr(golden.classify, "integer_model", interrupted)
     assert swept(model, data, parts).exit_code == 130
     assert sorted(p.name for p in parts.iterdir()) == ["accumulator-bits-10-wrap.json", "reference.json"]
     assert swept(model, data, parts, "--json", tmp_path / "r.json").exit_code == 0

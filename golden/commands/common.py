@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
 
+    from golden.cluster import Cluster
     from intsim.program import Program
 
 MISMATCH, UNUSABLE, BUG, INTERRUPTED, PIPE_CLOSED = 1, 2, 70, 130, 141
@@ -152,6 +153,52 @@ def what_if_options(command: Callable[..., Any]) -> Callable[..., Any]:
         name = "--" + option.replace("_", "-")
         made = click.option(name, type=click.IntRange(1, 64), metavar="BITS", help=f"What if: bits that {what}.")(made)
     return made
+
+
+# Dask
+
+
+@dataclass(frozen=True)
+class Where:
+    """`--workers` and `--scheduler` of a command line: here, in processes of this machine, or on a cluster."""
+
+    workers: int | None = None
+    scheduler: str | None = None
+
+    @contextlib.contextmanager
+    def open(self, threads: int | None = None) -> Iterator[Cluster | None]:
+        """The cluster, which looks for its workers when it is used; None if the command runs in this process.
+
+        threads: of the engine for each range that a worker runs.
+        """
+        if self.workers is None and self.scheduler is None:
+            yield None
+            return
+        if self.workers is not None and self.scheduler is not None:
+            raise UserError("--workers starts workers on this machine and --scheduler names a cluster: give one")
+        from golden.cluster import Cluster
+
+        with Cluster(workers=self.workers, scheduler=self.scheduler, threads=threads, say=say) as cluster:
+            yield cluster
+
+
+def cluster_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """`--workers` and `--scheduler`, which become the parameter `where`."""
+
+    @functools.wraps(command)
+    def wrapped(*args: Any, workers: int | None, scheduler: str | None, **rest: Any) -> Any:
+        return command(*args, where=Where(workers, scheduler), **rest)
+
+    made: Callable[..., Any] = click.option(
+        "--scheduler",
+        metavar="ADDRESS",
+        help="Run on the Dask cluster of this scheduler: tcp://HOST:PORT, or its scheduler file (.json).",
+    )(wrapped)
+    return click.option(
+        "--workers",
+        type=click.IntRange(1, 1024),
+        help="Run in so many processes of this machine (by Dask), which share its CPUs.",
+    )(made)
 
 
 # Helpers
@@ -293,19 +340,3 @@ class LateEngine:
         if self.engine is None:
             self.engine = self.make()
         return self.engine.run(images, taps)
-
-
-def need_torch() -> None:
-    """Raises UserError where torch is not installed."""
-    try:
-        import torch  # noqa: F401
-    except ImportError as problem:
-        raise UserError(f"this needs torch: pip install 'intsim[torch]' ({problem})") from None
-
-
-def need_onnx() -> None:
-    """Raises UserError where the package onnx is not installed."""
-    try:
-        import onnx  # noqa: F401
-    except ImportError as problem:
-        raise UserError(f"this needs onnx: pip install 'intsim[onnx]' ({problem})") from None

@@ -2,34 +2,47 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from golden.commands.common import (
     MISMATCH,
     WhatIf,
+    Where,
+    cluster_options,
     crop_option,
     device_option,
     embedded_images,
     json_option,
     load,
     model_option,
-    need_torch,
     progress_bar,
     result,
     say,
     table,
+    threads_option,
     what_if_options,
 )
+from golden.extras import need
 
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from bitexact.compare import Report, TensorResult
+    from bitexact.compare import Guilty, Report, TensorResult
+    from golden.cluster import Cluster, Part
+    from golden.images import ImageSet
+    from intsim.program import Program
 
+Prepared = tuple[Any, Any, Any, Any]  # Program, FakeQuant, the integer side, a lock
+Found = tuple[str, "list[TensorResult]", "Guilty | None", list[str]]  # device, tensors, guilty, faulty of a Report
 COUNT = 8  # images, where none are named
 COLUMNS = ("tensor", "elements", "mismatches", "first differing index", "engine", "torch", "largest difference")
 
@@ -67,6 +80,8 @@ COLUMNS = ("tensor", "elements", "mismatches", "first differing index", "engine"
 @model_option
 @what_if_options
 @crop_option
+@threads_option
+@cluster_options
 @json_option
 @click.pass_context
 def command(
@@ -82,6 +97,8 @@ def command(
     model: Path | None,
     what_if: WhatIf,
     center_crop: bool,
+    threads: int | None,
+    where: Where,
     json_to: str | None,
 ) -> None:
     """Compare every tensor of the integer engine with the independent torch path, integer for integer.
@@ -92,12 +109,11 @@ def command(
     JSON: elements, mismatches, guilty, faulty, tensors: [{name, operator, shape, elements, mismatches, first,
     largest_difference}], and what was compared; FORMAT.md has all fields.
     """
-    need_torch()
-    from bitexact.compare import compare
+    need("torch")
     from golden.engines import announce_compilation
     from golden.images import open_images
 
-    program, _ = load(model, what_if)
+    program, file = load(model, what_if)
     if source is None and count is None:
         count = COUNT
     images = open_images(
@@ -108,15 +124,89 @@ def command(
         center_crop=center_crop,
     )
     announce_compilation(say)
-    with result(json_to) as (found, out):
+    work = Compares(device, layers or ("*",), batch, form == "fast", reference, threads)
+    with result(json_to) as (found, out), where.open(threads) as cluster:
         with progress_bar("images", len(images)) as update:
-            report = compare(
-                program, images, device, layers or ("*",), batch, form == "fast", reference, progress=update
-            )
+            if cluster is None:
+                report = work.compare(work.prepare(program), images, progress=update)
+            else:
+                report = compare_by(cluster, program, file, work, images, update)
         found.update(report.to_json())
         show(report, every, out)
     if report.mismatches:
         context.exit(MISMATCH)
+
+
+@dataclass(frozen=True)
+class Compares:
+    """A comparison with everything but its images; also the work of a cluster, whose ranges it compares.
+
+    threads: of the engine and of torch (None: as many as there are CPUs).
+    """
+
+    device: str
+    layers: tuple[str, ...]
+    batch: int | None
+    fast: bool
+    reference: str
+    threads: int | None
+
+    def prepare(self, program: Program) -> Prepared:
+        """Both sides, and a lock for those that share a card."""
+        need("torch")
+        import torch
+
+        from bitexact.compare import open_reference
+        from bitexact.fakequant import FakeQuant
+
+        if self.threads is not None:
+            torch.set_num_threads(self.threads)
+        fake = FakeQuant(program, self.device, self.fast)
+        return program, fake, open_reference(program, self.reference, self.threads), threading.Lock()
+
+    def compare(self, prepared: Prepared, images: Any, first: int = 0, progress: Any = None) -> Report:
+        """images: uint8 [n, H, W, C], or read as needed; the first of them has the number `first`."""
+        from bitexact.compare import compare
+
+        program, fake, other, lock = prepared
+        with lock if fake.device.type == "cuda" else contextlib.nullcontext():
+            return compare(
+                program,
+                images,
+                layers=self.layers,
+                batch=self.batch,
+                reference=other,
+                progress=progress,
+                candidate=fake,
+                first=first,
+            )
+
+    def run(self, prepared: Prepared, part: Part) -> Found:
+        import numpy as np
+
+        report = self.compare(prepared, np.stack([image.pixels for image in part.images]), part.first)
+        return report.device, report.tensors, report.guilty, report.faulty
+
+
+def compare_by(
+    cluster: Cluster, program: Program, file: bytes, work: Compares, images: ImageSet, update: Callable[..., None]
+) -> Report:
+    """The comparison by the workers of a cluster."""
+    from bitexact.compare import Report
+    from intsim.taps import select
+
+    started = time.perf_counter()
+    names = select(program, work.layers)
+    total = Report.empty(program, names, len(images), work.device, work.fast, work.reference)
+
+    def take(first: int, found: Found) -> None:
+        total.device = found[0]
+        total.add(*found[1:])
+
+    work = replace(work, threads=cluster.threads)
+    cluster.each(file, work, images, take, lambda done: update(done, text=cluster.caption()))
+    total.seconds = time.perf_counter() - started
+    return total
 
 
 def show(report: Report, every: bool, out: Console) -> None:

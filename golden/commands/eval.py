@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,13 +10,14 @@ import click
 
 from golden.commands.common import (
     WhatIf,
+    Where,
+    cluster_options,
     crop_option,
     device_option,
     embedded_images,
     json_option,
     load,
     model_option,
-    need_torch,
     progress_bar,
     result,
     say,
@@ -28,11 +28,8 @@ from golden.commands.common import (
 from intsim.errors import UserError
 
 if TYPE_CHECKING:
+    from golden.classify import Classifier
     from golden.images import ImageSet
-    from intsim.program import Program
-
-Classify = Callable[[Any], Any]  # pixels uint8 [n, H, W, C] -> logits [n, classes]
-CHUNK = 4  # images that the torch path runs at a time on a CPU: its tensors then stay in the caches
 
 
 @click.command("eval")
@@ -59,6 +56,7 @@ CHUNK = 4  # images that the torch path runs at a time on a CPU: its tensors the
 )
 @crop_option
 @threads_option
+@cluster_options
 @json_option
 def command(
     data: str | None,
@@ -72,6 +70,7 @@ def command(
     form: str | None,
     center_crop: bool,
     threads: int | None,
+    where: Where,
     json_to: str | None,
 ) -> None:
     """Top-1 over labelled images: of the integer Program, by the engine or in torch, or of the float checkpoint.
@@ -79,8 +78,6 @@ def command(
     JSON: engine, device, model, top1 (percent), n, correct, seconds, images_per_second, predictions (class index of
     each image), and of narrow accumulators overflows: {name: elements that were not the exact sum}.
     """
-    from golden.images import open_images
-
     if engine != "float" and checkpoint is not None:
         raise UserError(f"--checkpoint is for --engine float; --model names the Program of --engine {engine}")
     if engine == "float" and model is not None:
@@ -89,28 +86,42 @@ def command(
         raise UserError("--engine float has no integers, so there is nothing to narrow")
     if engine != "fake" and (device != "cpu" or form is not None):
         raise UserError(f"--device and --form are for --engine fake; --engine {engine} runs on the CPU")
+    if engine == "float" and where != Where():
+        raise UserError("--engine float runs in one process: its results depend on the machine; others are exact")
+    from golden import classify
+    from golden.images import open_images
+    from intsim import embedded
+
     place = embedded_images() if data is None else data
     on_cuda = device.startswith("cuda")
     batch = batch or (256 if on_cuda else 64)
-    with result(json_to) as (found, out):
-        classify: Classify
+    with result(json_to) as (found, out), where.open(threads) as cluster:
         if engine == "float":
-            size, classes, name, classify = float_model(checkpoint, threads)
+            path = embedded.checkpoint_path() if checkpoint is None else checkpoint
+            name, narrowed = path.stem, []
+            size, classes, classifier = classify.float_model(path, threads)
         else:
-            program, _ = load(model, what_if)
-            size, classes, name = program.image, program.classes, program.name
-        if engine == "fake":
-            fast = form == "fast" if form else on_cuda and not program.narrowed
-            classify = fake_model(program, device, fast, batch, threads)
+            program, file = load(model, what_if)
+            size, classes, name, narrowed = program.image, program.classes, program.name, program.narrowed
+            fast = form == "fast" if form else on_cuda and not narrowed
+            workers_threads = cluster.threads if cluster else threads
+            work = classify.Classifies(engine, device, fast, batch, workers_threads)
+            if cluster is None:
+                classifier = work.prepare(program, say)
         images = open_images(place, size, classes=classes, count=count, center_crop=center_crop)
-        images.require_labels(len(classes))
-        integer = None
-        if engine == "int":
-            integer, classify = integer_model(program, threads)
-        if engine != "float":  # what is only done once is not timed
-            classify(black(min(batch, len(images)), size))
-        before = integer.overflows if integer else {}
-        correct, predictions, seconds = score(images, classify, batch)
+        labels = images.require_labels(len(classes))
+        start = time.perf_counter()
+        if cluster is not None:  # the seconds include that workers start and make their engines
+            with progress_bar("images", len(images)) as update:
+                parts = cluster.run(file, work, images, lambda done: update(done, text=cluster.caption()))
+            predictions, overflows = classify.join(parts)
+        else:
+            if engine != "float":  # what is only done once is not timed
+                classifier(black(min(batch, len(images)), size))
+                start = time.perf_counter()
+            predictions, overflows = here(classifier, images, batch)
+        seconds = time.perf_counter() - start
+        correct = sum(a == b for a, b in zip(predictions, labels, strict=True))
         top1 = 100 * correct / len(images)
         rate = len(images) / seconds
         found.update(engine=engine, device=device, model=name, top1=top1, n=len(images), correct=correct)
@@ -121,13 +132,13 @@ def command(
         figures = (str(len(images)), str(correct), f"{top1:.2f}", f"{seconds:.1f}", f"{rate:,.1f}")
         rows.add_row(shown, name, *figures)
         out.print(rows)
-        if integer is not None and program.narrowed:
-            found["overflows"] = {name: n - before[name] for name, n in integer.overflows.items()}
-            wrong = {name: n for name, n in found["overflows"].items() if n}
+        if overflows:
+            found["overflows"] = overflows
+            wrong = {name: n for name, n in overflows.items() if n}
             worst = max(wrong, key=lambda name: wrong[name], default="")
             most = f"; most in {worst}, {wrong[worst]:,}" if wrong else ""
             overflowed = f"overflowed: {sum(wrong.values()):,} elements of {len(wrong)} accumulators"
-            out.print(f"{overflowed} of {len(program.narrowed)} narrow ones{most}", soft_wrap=True)
+            out.print(f"{overflowed} of {len(narrowed)} narrow ones{most}", soft_wrap=True)
 
 
 def black(count: int, size: tuple[int, int, int]) -> Any:
@@ -137,58 +148,13 @@ def black(count: int, size: tuple[int, int, int]) -> Any:
     return np.zeros((count, *size), dtype=np.uint8)
 
 
-def score(images: ImageSet, classify: Classify, batch: int) -> tuple[int, list[int], float]:
-    """(images whose largest logit is their label's, class of each image, seconds)."""
-    import numpy as np
-
-    correct = 0
+def here(classifier: Classifier, images: ImageSet, batch: int) -> tuple[list[int], dict[str, int]]:
+    """(class of each image, what overflowed), in this process, with a bar."""
     predictions: list[int] = []
-    start = time.perf_counter()
+    start, before = time.perf_counter(), classifier.overflows
     with progress_bar("images", len(images)) as update:
-        for part in images.batches(batch):
-            classes = classify(np.stack([image.pixels for image in part])).argmax(axis=1)
-            correct += int((classes == [image.label for image in part]).sum())
-            predictions += classes.tolist()
+        for pixels in images.stacks(batch):
+            predictions += classifier.classes(pixels)
             done = len(predictions)
             update(done, text=f"{done / (time.perf_counter() - start):,.0f} images/s")
-    return correct, predictions, time.perf_counter() - start
-
-
-def integer_model(program: Program, threads: int | None) -> tuple[Any, Classify]:
-    """(engine, pixels uint8 [n, H, W, C] -> logits int32 [n, classes])."""
-    from golden.engines import make_engine
-
-    engine = make_engine(program, say, threads)
-    return engine, lambda pixels: engine.run(pixels)[program.logits].reshape(len(pixels), -1)
-
-
-def fake_model(program: Program, device: str, fast: bool, batch: int, threads: int | None) -> Classify:
-    """pixels uint8 [n, H, W, C] -> logits int64 [n, classes], by the torch path."""
-    need_torch()
-    import numpy as np
-
-    from bitexact.fakequant import FakeQuant
-    from bitexact.inference import in_threads
-
-    fake = FakeQuant(program, device, fast)
-    if fake.device.type == "cuda":
-        return lambda pixels: fake.classify(pixels, batch).numpy()
-
-    def classify(pixels: Any) -> Any:
-        parts = [pixels[i : i + CHUNK] for i in range(0, len(pixels), CHUNK)]
-        return np.concatenate(in_threads(lambda part: fake.classify(part, len(part)).numpy(), parts, threads))
-
-    return classify
-
-
-def float_model(
-    checkpoint: Path | None, threads: int | None
-) -> tuple[tuple[int, int, int], list[str], str, Classify]:
-    """(image size, classes, name, pixels uint8 [n, H, W, C] -> float logits [n, classes]) of a checkpoint in torch."""
-    need_torch()
-    from bitexact.inference import FloatModel
-    from intsim import embedded
-
-    path = embedded.checkpoint_path() if checkpoint is None else checkpoint
-    model = FloatModel(path)
-    return model.image, model.classes, path.stem, lambda pixels: model.classify(pixels, threads)
+    return predictions, {name: n - before[name] for name, n in classifier.overflows.items()}

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import click
 
-from golden.commands.common import check_target, identity, json_option, load, model_option, need_onnx, result
+from golden.commands.common import check_target, identity, json_option, load, model_option, result
+from golden.extras import need
 
 
 @click.command("export")
@@ -28,7 +29,7 @@ def command(file_format: str, out: Path, model: Path | None, taps: tuple[str, ..
 
     JSON: out, format, program: {name, profile, sha256}, taps (names), bytes.
     """
-    need_onnx()
+    need("onnx")
     check_target(out, new=True)
     from golden.onnx import onnx_bytes, tap_names
     from intsim.files import write_atomically

@@ -11,7 +11,9 @@ import click
 from golden.commands.common import (
     LateEngine,
     WhatIf,
+    Where,
     accumulators_option,
+    cluster_options,
     crop_option,
     embedded_images,
     identity,
@@ -52,6 +54,7 @@ if TYPE_CHECKING:
 @what_if_options
 @crop_option
 @threads_option
+@cluster_options
 @json_option
 @click.pass_obj
 def command(
@@ -69,12 +72,14 @@ def command(
     what_if: WhatIf,
     center_crop: bool,
     threads: int | None,
+    where: Where,
     json_to: str | None,
 ) -> None:
     """Write a golden bundle: the Program's constants and every chosen tensor of each image, with a manifest.
 
     Without --layers: every tensor but the scans' abar, b, acc and h, which --state adds.  --stimulus adds frames that
     break hardware, in the order of the list: 'real,repeat,extremes,hot-pixel:4'.  FORMAT.md states files and frames.
+    With --workers or --scheduler the same bytes are written by many processes or machines, into a folder they share.
     JSON: out, program: {name, profile, sha256}, images, tensors (of each image), bytes, content_sha256.
     """
     from golden.bundle import choose, write_bundle
@@ -93,7 +98,7 @@ def command(
         real = open_images(place, program.image, classes=program.classes, count=count, center_crop=center_crop)
     images = Stimuli(kinds, program.image, real, seed)
     with result(json_to) as (found, console):
-        with progress_bar("images", len(images)) as update:
+        with where.open(threads) as cluster, progress_bar("images", len(images)) as update:
             written = write_bundle(
                 out,
                 program,
@@ -104,7 +109,8 @@ def command(
                 time=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
                 program_file=data,
                 style=style,
-                progress=update,
+                progress=lambda done: update(done, text=cluster.caption() if cluster else None),
+                cluster=cluster,
             )
         total = sum(file.stat().st_size for file in out.rglob("*") if file.is_file())
         found.update(out=str(out), program=identity(program), images=len(images), tensors=len(names), bytes=total)

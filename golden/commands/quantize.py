@@ -7,7 +7,8 @@ from pathlib import Path
 
 import click
 
-from golden.commands.common import check_target, crop_option, identity, json_option, need_torch, progress_bar, result
+from golden.commands.common import check_target, crop_option, identity, json_option, progress_bar, result
+from golden.extras import need
 
 ROUNDINGS = ("half_up", "half_even", "half_away", "floor")  # intsim.arithmetic's, without the import of NumPy
 
@@ -75,7 +76,7 @@ def command(
 
     Needs torch.  JSON: out, program: {name, profile, sha256}, images, bytes, seconds.
     """
-    need_torch()
+    need("torch")
     check_target(out, new=True)
     from bitexact.checkpoint import load_checkpoint
     from bitexact.quantize import quantize as lower

@@ -16,12 +16,12 @@ from golden.commands.common import (
     json_option,
     load,
     model_option,
-    need_torch,
     progress_bar,
     result,
     say,
     threads_option,
 )
+from golden.extras import need
 from intsim.errors import UserError
 
 if TYPE_CHECKING:
@@ -84,7 +84,7 @@ def command(
         raise UserError("there is nothing to make: give --out FILE for a page, --text for a terminal, or --json FILE")
     if out is not None:
         check_target(out)
-        need_jinja2()
+        need("jinja2", "a page")
     program, _ = load(model)
     known = embedded.program() if model is not None else program
     table = read_ablation(ablation, program)
@@ -126,19 +126,12 @@ def command(
                 console.print(each)
 
 
-def need_jinja2() -> None:
-    try:
-        import jinja2  # noqa: F401
-    except ImportError as problem:
-        raise UserError(f"a page needs jinja2: pip install 'intsim[report]' ({problem})") from None
-
-
 def open_float(checkpoint: Path | None, program: Program, is_embedded: bool) -> tuple[FloatModel | None, str]:
     """The float model to compare with; or None, and why."""
     if checkpoint is None and not is_embedded:
         return None, "no float checkpoint is given (--checkpoint FILE)"
     try:
-        need_torch()
+        need("torch")
     except UserError as problem:
         if checkpoint is not None:
             raise

@@ -10,12 +10,13 @@ import click
 
 from golden.commands.common import (
     OVERFLOW,
+    Where,
+    cluster_options,
     crop_option,
     identity,
     json_option,
     load,
     model_option,
-    need_torch,
     progress_bar,
     result,
     say,
@@ -23,6 +24,7 @@ from golden.commands.common import (
     threads_option,
 )
 from golden.commands.quantize import ROUNDINGS, pixels_wide
+from golden.extras import need
 from intsim.errors import UserError
 
 if TYPE_CHECKING:
@@ -65,6 +67,7 @@ CALIBRATION = 256  # images
 @click.option("--plot/--no-plot", "drawn", default=True, help="Draw sweep.png (needs matplotlib).  [default: plot]")
 @crop_option
 @threads_option
+@cluster_options
 @json_option
 def command(
     what: str,
@@ -82,6 +85,7 @@ def command(
     drawn: bool,
     center_crop: bool,
     threads: int | None,
+    where: Where,
     json_to: str | None,
 ) -> None:
     """Top-1, overflows, saturations and agreement with the Program as it is, for each of many values.
@@ -95,12 +99,12 @@ def command(
     """
     from golden.engines import announce_compilation
     from golden.images import open_images
-    from golden.sweep import SATURATION_IMAGES, Sweep, need_matplotlib, plot
+    from golden.sweep import SATURATION_IMAGES, Sweep, plot
     from intsim.files import write_atomically
 
     points = parse_points(what, values, overflows)
     if drawn:
-        need_matplotlib()
+        need("matplotlib", "the plot", otherwise=", or --no-plot")
     make: Callable[[Point | None], Program]
     if what in ANEW:
         if model is not None:
@@ -117,8 +121,8 @@ def command(
     few = min(SATURATION_IMAGES, len(images))
     sample = open_images(data, size, classes=classes, count=few, center_crop=center_crop)
     announce_compilation(say)
-    with result(json_to) as (found, console):
-        sweep = Sweep(points, images, sample, out, source, batch=batch, threads=threads)
+    with result(json_to) as (found, console), where.open(threads) as cluster:
+        sweep = Sweep(points, images, sample, out, source, batch=batch, threads=threads, cluster=cluster)
         with progress_bar("images", len(images) * (len(points) + 1)) as update:
             found.update(sweep.run(make, lambda done, total, text: update(done, total, text)))
         if drawn:
@@ -183,7 +187,7 @@ def quantizing(
     center_crop: bool,
 ) -> Made:
     """The same for what quantizes a checkpoint anew; the Programs are kept in `out`, beside the results."""
-    need_torch()
+    need("torch")
     from bitexact.inference import FloatModel
     from bitexact.quantize import quantize
     from golden.images import open_images

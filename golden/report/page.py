@@ -11,10 +11,10 @@ import re
 from pathlib import Path
 from typing import Any
 
+from golden.extras import need
 from golden.report import figures
 from golden.report.collect import kinds, losses, slowest
 from intsim import SPEC_VERSION, __version__
-from intsim.errors import UserError
 from intsim.program import Array
 
 HERE = Path(__file__).parent
@@ -28,11 +28,10 @@ SHOWN = ("accumulator", "state", "internal", "output")  # of the registers, unti
 
 def render(data: dict[str, Any], pictures: list[Array], command: str) -> bytes:
     """The page of `collect`'s data.  Raises UserError where jinja2 is not installed."""
-    try:
-        import jinja2
-        from markupsafe import Markup
-    except ImportError as problem:
-        raise UserError(f"a page needs jinja2: pip install 'intsim[report]' ({problem})") from None
+    need("jinja2", "a page")
+    import jinja2
+    from markupsafe import Markup
+
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(HERE), autoescape=True, trim_blocks=True, lstrip_blocks=True,
         undefined=jinja2.StrictUndefined,
