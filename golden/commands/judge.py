@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 
 import click
 
-from golden.commands.common import MISMATCH, result
+from golden.commands.common import MISMATCH, examples, result
 from golden.commands.vectors import Units, unit_command
 
 if TYPE_CHECKING:
@@ -73,9 +73,11 @@ command = Units(
     name="judge",
     help="""Check the outputs that a DUT appended to unit vectors; exit status 1 at the first error.
 
-    \b
-        intsim vectors requantize | ./dut | intsim judge requantize
-
     Parameters of the unit (widths, rounding mode, --operator) must be those that vectors had.
     """,
+    epilog=examples(
+        "intsim vectors requantize | ./dut | intsim judge requantize",
+        "intsim vectors exp2 --rounding half_even | ./dut | intsim judge exp2 --rounding half_even --complete",
+        "intsim judge requantize answers.txt --all --json judged.json",
+    ),
 )
