@@ -43,7 +43,7 @@ if TYPE_CHECKING:
         "intsim golden --out bundle",
         "intsim golden --count 2 --layers 'layers.0.*' --state --out layer0",
         "intsim golden --count 1 --format hex,bin --lanes 8 --lane-order msb --order channel-major --out words",
-        "intsim golden --stimulus real,extremes,hot-pixel:4 --count 2 --layers '*.mixer.y' --out frames",
+        "intsim golden --stimulus real,extremes,hot-pixel:4 --count 2 --layers '*.scan.y' --out frames",
         "intsim golden --model vim_int8.safetensors --images photos/ --center-crop --workers 4 --out tiny",
     ),
 )

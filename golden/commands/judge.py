@@ -65,7 +65,7 @@ def _judge(name: str) -> click.Command:
         "with its line, its inputs, the expected and the actual value; 2 for a line that is none.\n\n"
         "JSON: unit, ok, lines, errors, first: {line, output, element, expected, actual, sentence} or null."
     )
-    return unit_command(name, intro, check, more)
+    return unit_command(name, intro, f"intsim judge {name} answers.txt --all", check, more)
 
 
 command = Units(

@@ -37,8 +37,8 @@ def pixels_wide(context: click.Context, parameter: click.Parameter, value: str |
     "quantize",
     epilog=examples(
         "intsim quantize vim.pth --calibration photos/ --center-crop --out vim_int8.safetensors",
-        "intsim quantize vim.pth --calibration photos/ --image-size 224 --profile wide-state --out wide.safetensors",
-        "intsim quantize vim.pth --calibration train.npz --images 64 --rounding floor --k 2 --out vim_k2.safetensors",
+        "intsim quantize vim.pth --calibration photos/ --center-crop --profile wide-state --out wide.safetensors",
+        "intsim quantize vim.pth --calibration train.npz --image-size 224 --images 4 --rounding floor --out floor.safetensors",
     ),
 )
 @click.argument("checkpoint", type=click.Path(path_type=Path))

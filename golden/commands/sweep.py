@@ -42,7 +42,7 @@ CALIBRATION = 256  # images
     "sweep",
     epilog=examples(
         "intsim sweep --what accumulator-bits --values 18,20,22,24 --data test.npz --out sweep",
-        "intsim sweep --what state-bits --values 4,5,6,7 --data test.npz --count 1000 --no-plot --out states",
+        "intsim sweep --what state-bits --values 4,5,6,7 --data test.npz --no-plot --out states",
         "intsim sweep --what rounding --values half_even,floor --data test.npz --calibration photos/ --out rounding",
     ),
 )

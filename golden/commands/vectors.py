@@ -85,8 +85,10 @@ class Units(click.Group):
         return self.make(name) if name in UNITS else None
 
 
-def unit_command(name: str, intro: str, run: Callable[..., None], more: Sequence[click.Parameter]) -> click.Command:
-    """The command of a unit: run(case, stream, **values of `more`)."""
+def unit_command(
+    name: str, intro: str, example: str, run: Callable[..., None], more: Sequence[click.Parameter]
+) -> click.Command:
+    """The command of a unit: run(case, stream, **values of `more`).  example: a line of its help."""
     from golden.vectors.units import UNIT
 
     unit = UNIT[name]
@@ -131,10 +133,10 @@ def unit_command(name: str, intro: str, run: Callable[..., None], more: Sequence
         *(_option(p) for p in unit.parameters),
     ]  # fmt: skip
     text = f"{intro}\n\n{line_format(unit)}"
-    operator = OPERATORS["linear" if "linear" in unit.kinds else unit.kinds[0]]
+    operator = OPERATORS[next((kind for kind in ("conv1d", "linear") if kind in unit.kinds), unit.kinds[0])]
     ending = examples(
         f"intsim vectors {name} | ./dut | intsim judge {name} --complete",
-        f"intsim vectors {name} --level 2 --seed 1 --count 1000000 > {name}.txt",
+        example,
         f"intsim vectors {name} --operator {operator} | ./dut | intsim judge {name} --operator {operator}",
     )
     params = [*options, *more]
@@ -189,7 +191,8 @@ def write(case: Case, stream: Stream) -> None:
 
 
 def _vectors(name: str) -> click.Command:
-    return unit_command(name, "Write lines of inputs and expected outputs to standard output.", write, [])
+    example = f"intsim vectors {name} --level 2 --seed 1 > {name}.txt"
+    return unit_command(name, "Write lines of inputs and expected outputs to standard output.", example, write, [])
 
 
 command = Units(

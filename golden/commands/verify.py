@@ -24,7 +24,7 @@ MANY_ROWS = 40  # of a table; where there are more dumps, those that agree are o
     epilog=examples(
         "intsim verify bundle",
         "intsim verify bundle dumps/ --require 'layers.0.mixer.scan*'",
-        "intsim verify bundle dumps/ --image 1 --lanes 4 --junit verify.xml",
+        "intsim verify bundle dumps/ --junit verify.xml --json verify.json",
     ),
 )
 @click.argument("bundle", type=click.Path(path_type=Path))
