@@ -41,7 +41,7 @@ if TYPE_CHECKING:
     "golden",
     epilog=examples(
         "intsim golden --out bundle",
-        "intsim golden --count 2 --layers 'layers.0.*' --state --out layer0",
+        "intsim golden --count 2 --layers 'layers.0.mixer.scan.*' --out scan0",
         "intsim golden --count 1 --format hex,bin --lanes 8 --lane-order msb --order channel-major --out words",
         "intsim golden --stimulus real,extremes,hot-pixel:4 --count 2 --layers '*.scan.y' --out frames",
         "intsim golden --model vim_int8.safetensors --images photos/ --center-crop --workers 4 --out tiny",

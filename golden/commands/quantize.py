@@ -38,7 +38,7 @@ def pixels_wide(context: click.Context, parameter: click.Parameter, value: str |
     epilog=examples(
         "intsim quantize vim.pth --calibration photos/ --center-crop --out vim_int8.safetensors",
         "intsim quantize vim.pth --calibration photos/ --center-crop --profile wide-state --out wide.safetensors",
-        "intsim quantize vim.pth --calibration train.npz --image-size 224 --images 4 --rounding floor --out floor.safetensors",
+        "intsim quantize vim.pth --calibration train.npz --image-size 224 --images 4 --k 2 --out k2.safetensors",
     ),
 )
 @click.argument("checkpoint", type=click.Path(path_type=Path))

@@ -208,7 +208,7 @@ command = Units(
     epilog=examples(
         "intsim vectors requantize | ./dut | intsim judge requantize",
         "intsim vectors exp2 --rounding half_even > exp2.txt",
-        "intsim vectors dot_k --operator layers.3.mixer.in_proj --level 2 | ./dut",
+        "intsim vectors dot_k --operator layers.3.mixer.dt_proj --level 2 | ./dut",
         "intsim vectors scan_step --operator layers.0.mixer.scan --outputs h,y | ./dut",
     ),
 )
