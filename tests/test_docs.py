@@ -356,7 +356,8 @@ def test_commands_in_the_text(page: str) -> None:
             known = {name for option in command.params for name in option.opts}
             assert {word for word in arguments if word.startswith("--")} - {"--help"} <= known, span
             required = {o.name for o in command.params if o.required}
-            if "--help" not in arguments and required <= {o.name for o in command.params if set(o.opts) & set(arguments)}:
+            given = {o.name for o in command.params if set(o.opts) & set(arguments)}
+            if "--help" not in arguments and required <= given:
                 parse(line)
         elif words[0] == "python":
             script = ROOT / words[1]
