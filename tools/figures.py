@@ -24,6 +24,7 @@ import widths_table
 from intsim.files import write_atomically
 
 PAGES = {"README.md": ("ablation", "figures"), "docs/FIGURES.md": ("gpu", "widths", "bench")}  # names of their tables
+MODELS = {"vim_cifar10": "embedded model", "embedded": "embedded model", "tiny": "Vim-Tiny"}  # of the reports
 Report = dict[str, Any]
 
 
@@ -68,16 +69,14 @@ def figures(reports: dict[str, Report]) -> str:
     for model in reports["widths"]["models"]:
         linear = [row for row in model["rows"] if row["operator_kind"] == "linear"]
         declared, proven, used = (max(row[key] for row in linear) for key in ("declared", "proven", "used"))
-        rows.append(
-            (
-                f"accumulators of linear layers, {model['program']['name']}: bits",
-                f"{declared} declared, {proven} proven enough for every image, {used} used",
-            )
-        )
+        name = MODELS.get(model["program"]["name"], model["program"]["name"])
+        found = f"{declared} bits declared, {proven} proven enough for every image, {used} used"
+        rows.append((f"accumulators of linear layers, {name}", found))
     for row in bench_report.speed_rows(bench):
-        if row["batch"] == 1:
+        if row["batch"] == 1 and None not in (row["intsim"], row["ratio"]):
             times = f"{bench_report.number(row['ratio'])} times as fast as float32 torch"
-            rows.append((f"{row['model']}, an image on the CPU", f"{1000 * row['intsim']:.1f} ms, {times}"))
+            name = MODELS.get(row["model"], row["model"])
+            rows.append((f"an image on the CPU, {name}", f"{1000 * row['intsim']:.1f} ms, {times}"))
     best = max(gpu["speed"], key=lambda speed: float(speed["images_per_second"]))
     rows.append(("Vim-Tiny, batches in torch on that card", f"{best['images_per_second']:,.0f} images a second"))
     rows.append(("golden bundle of one Vim-Tiny image", f"{bench_report.number(bench['golden_tiny_s'])} s"))
