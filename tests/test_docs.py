@@ -268,13 +268,14 @@ def test_page(page: str, tmp_path: Path, had: Path, tools_of: Path) -> None:
     found = read((ROOT / page).read_text())
     provide(had, tmp_path, "vim_t_midclstok_76p1acc.pth", "calibration", "photos", "test.npz", "tools")
     environment = {**os.environ, "PATH": f"{tools_of}{os.pathsep}{os.environ['PATH']}", "COLUMNS": "120"}
-    status, left_out = 0, []
+    status, left_out, icarus = 0, [], shutil.which("iverilog")
     for at, command in enumerate(found.commands):
         line = bare(command.line)
         if line in INSTEAD:
             INSTEAD[line]()
             continue
-        if not shutil.which("iverilog") and any(word in line for word in RTL):
+        before = bare(found.commands[at - 1].line) if at else ""
+        if not icarus and (any(word in line for word in RTL) or (line == "echo $?" and before in left_out)):
             left_out.append(line)
             continue
         status, said = run(line, status, tmp_path, environment)
