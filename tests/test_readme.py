@@ -1,73 +1,77 @@
-"""The figures in the README are those of the reports."""
+"""The figures in README.md and docs/FIGURES.md are those of the reports, and the promised ones hold."""
 
 from __future__ import annotations
 
-import importlib.util
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT / "tools"))
+
+import figures
+
+
+def report(name: str) -> Any:
+    return json.loads((ROOT / f"tests/reports/{name}.json").read_text())
 
 
 def between(text: str, mark: str) -> str:
     return text.split(f"<!-- {mark} -->")[1].split(f"<!-- /{mark} -->")[0].strip()
 
 
+@pytest.mark.parametrize(("page", "name"), [(page, name) for page, names in figures.PAGES.items() for name in names])
+def test_tables(page: str, name: str) -> None:
+    """After a change of a report: python tools/figures.py."""
+    assert between((ROOT / page).read_text(), name) == figures.tables()[name]
+
+
+def test_a_table_that_differs_is_seen() -> None:
+    text = "a\n<!-- gpu -->\nold\n<!-- /gpu -->\nb\n"
+    assert figures.replace(text, "gpu", "new") == "a\n<!-- gpu -->\n\nnew\n\n<!-- /gpu -->\nb\n"
+    for bad in ("no marks", "<!-- /gpu --><!-- gpu -->", text + text):
+        with pytest.raises(ValueError, match="once each"):
+            figures.replace(bad, "gpu", "new")
+
+
 def test_ablation_table() -> None:
-    report = json.loads((ROOT / "tests/reports/ablation.json").read_text())
-    lines = ["| configuration | top-1 % | agreement with float % |", "| --- | --- | --- |"]
-    lines += [f"| {row['name']} | {row['top1']:.2f} | {row['agreement']:.2f} |" for row in report["rows"]]
-    assert between((ROOT / "README.md").read_text(), "ablation") == "\n".join(lines)
+    """Read back, cell by cell, without the code that wrote it."""
+    lines = between((ROOT / "README.md").read_text(), "ablation").splitlines()
+    rows = report("ablation")["rows"]
+    assert len(lines) == 2 + len(rows)
+    for line, row in zip(lines[2:], rows, strict=True):
+        name, top1, agreement = (cell.strip() for cell in line.strip("|").split("|"))
+        assert (name, float(top1), float(agreement)) == (row["name"], round(row["top1"], 2), round(row["agreement"], 2))
 
 
-def gpu_table(report: dict[str, Any]) -> str:
-    """A row for each model, profile and rounding; both forms of the torch path together."""
-    rows: dict[str, dict[str, Any]] = {}
-    for run in report["runs"]:
-        title = run["title"].rpartition(", ")[0].replace("embedded model", "embedded model, int8, half_up")
-        row = rows.setdefault(title, {"images": {}, "elements": 0, "mismatches": 0})
-        row["images"][run["form"]] = run["images"]
-        row["elements"] += run["elements"]
-        row["mismatches"] += run["mismatches"]
-    lines = ["| Program | images | forms | integers compared | mismatches |", "| --- | --- | --- | --- | --- |"]
-    for title, row in rows.items():
-        counts = sorted(set(row["images"].values()))
-        images = ", ".join(f"{n:,}" for n in counts)
-        if len(counts) > 1:
-            images = ", ".join(f"{n:,} {form}" for form, n in row["images"].items())
-        lines.append(f"| {title} | {images} | {', '.join(row['images'])} | {row['elements']:,} | {row['mismatches']} |")
-    return "\n".join(lines)
-
-
-def test_gpu_table() -> None:
-    report = json.loads((ROOT / "tests/reports/gpu.json").read_text())
-    text = (ROOT / "README.md").read_text()
-    assert between(text, "gpu") == gpu_table(report)
-    assert report["mismatches"] == sum(run["mismatches"] for run in report["runs"]) == 0
-    assert report["elements"] == sum(run["elements"] for run in report["runs"])
-    assert report["card"] in text and report["date"] in text and report["commit"][:7] in text
-    best = max(report["speed"], key=lambda speed: float(speed["images_per_second"]))
-    assert report["images_per_second"] == best["images_per_second"] >= 1000
+def test_gpu_report_and_its_text() -> None:
+    found = report("gpu")
+    text = (ROOT / "docs/FIGURES.md").read_text()
+    assert found["mismatches"] == sum(run["mismatches"] for run in found["runs"]) == 0
+    assert found["elements"] == sum(run["elements"] for run in found["runs"])
+    assert f"{found['elements']:,} integers, 0 mismatches" in between((ROOT / "README.md").read_text(), "figures")
+    assert found["card"] in text and found["date"] in text and found["commit"][:7] in text
+    best = max(found["speed"], key=lambda speed: float(speed["images_per_second"]))
+    assert found["images_per_second"] == best["images_per_second"] >= 1000
     for figure in (f"{best['images_per_second']:,.0f} images a second", f"{best['scan_fraction_of_int32_peak']:.0%}"):
         assert figure.replace("%", " %") in text
 
 
+def test_onnx_report() -> None:
+    found = report("onnx")
+    assert found["mismatches"] == sum(run["mismatches"] for run in found["runs"]) == 0
+    assert found["elements"] == sum(run["elements"] for run in found["runs"])
+
+
 def test_the_bars_are_met() -> None:
     """Float at least 87 %; all-integer at most 0.5 points lower with an 8-bit state, 0.2 with a 16-bit one."""
-    report = json.loads((ROOT / "tests/reports/ablation.json").read_text())
-    top1 = {row["name"]: row["top1"] for row in report["rows"]}
-    assert report["n"] == 10_000
+    found = report("ablation")
+    top1 = {row["name"]: row["top1"] for row in found["rows"]}
+    assert found["n"] == 10_000
     assert top1["float"] >= 87
     (int8,) = (value for name, value in top1.items() if name.endswith("profile int8"))
     assert top1["float"] - int8 <= 0.5
     assert top1["float"] - top1["profile wide-state"] <= 0.2 + 1e-9
-
-
-def test_widths_table() -> None:
-    spec = importlib.util.spec_from_file_location("widths_table", ROOT / "tools/widths_table.py")
-    assert spec is not None and spec.loader is not None
-    tool = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(tool)
-    report = json.loads((ROOT / "tests/reports/widths.json").read_text())
-    assert between((ROOT / "README.md").read_text(), "widths") == tool.table(report)

@@ -2,7 +2,7 @@
 
     python tools/bench.py --json bench.json --plot bench.png        # all of it, some ten minutes
     python tools/bench.py --quick                                   # the essential, within two minutes
-    python tools/bench.py --from bench.json --readme                # measure nothing: the README from a report
+    python tools/bench.py --from bench.json                         # measure nothing: the tables of a report
 
 What is compared is run in turns (A B A B ...) after a warm-up, and every figure is a median.  A ratio is the median
 time of the one over the median time of the other.  Vim-Tiny, Small and Base are random Programs of those dimensions
@@ -780,12 +780,11 @@ def program_option(context: click.Context, parameter: click.Parameter, values: t
               help="Program of tiny, small or base.")  # fmt: skip
 @click.option("--json", "json_to", type=click.Path(path_type=Path), help="Write the figures here.")
 @click.option("--plot", "plot_to", type=click.Path(path_type=Path), help="Write the plot (PNG) here.")
-@click.option("--readme", is_flag=True, help="Rewrite the README's section.")
 @click.option("--from", "read", type=click.Path(path_type=Path), help="Measure nothing; show this JSON.")
 @click.option("--check", is_flag=True, help="Exit status 1 if a bar is not met.")
 def main(
     quick: bool, smoke: bool, only: tuple[str, ...], programs: dict[str, Path], json_to: Path | None,
-    plot_to: Path | None, readme: bool, read: Path | None, check: bool,
+    plot_to: Path | None, read: Path | None, check: bool,
 ) -> None:  # fmt: skip
     try:
         if quick and smoke:
@@ -808,8 +807,6 @@ def main(
             write_atomically(json_to, (json.dumps(result, indent=1) + "\n").encode())
         if plot_to is not None:
             bench_report.plot(result, plot_to)
-        if readme:
-            write_readme(result)
         console = Console(markup=False, highlight=False)
         if not console.is_terminal:
             console.width = 140
@@ -830,15 +827,6 @@ def read_report(path: Path) -> dict[str, Any]:
     if not isinstance(found, dict) or not {"mode", "machine", "bars"} <= set(found):
         raise UserError(f"{path}: is not a report of tools/bench.py")
     return found
-
-
-def write_readme(result: dict[str, Any]) -> None:
-    path = ROOT / "README.md"
-    try:
-        text = bench_report.replace_section(path.read_text(), bench_report.markdown(result))
-    except ValueError as problem:
-        raise UserError(f"{path}: {problem}") from None
-    write_atomically(path, text.encode())
 
 
 if __name__ == "__main__":

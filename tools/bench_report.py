@@ -1,4 +1,4 @@
-"""What `bench.py` measured, for people: the bars, tables for a terminal, the README's section and the plot.
+"""What `bench.py` measured, for people: the bars, tables for a terminal, the section of docs/FIGURES.md and the plot.
 
 Reads the JSON that `bench.py --json` writes and nothing else.  A value that is None was not measured; `skipped` says
 why.
@@ -20,7 +20,6 @@ Result = dict[str, Any]
 
 ENGINES = {"intsim": "intsim", "float32": "float32 torch", "fakequant": "fake-quant torch"}
 COLOURS = {"intsim": "#1b6ca8", "float32": "#e08a1e", "fakequant": "#9a9a9a"}
-MARK = "bench"
 BUSY = 0.1  # share of the CPUs that others take before or after a run, above which its figures are not to be trusted
 
 
@@ -208,11 +207,11 @@ def show(result: Result, console: Console) -> None:
             console.print()
 
 
-# --- README ----------------------------------------------------------------------------------------------------------
+# --- Markdown --------------------------------------------------------------------------------------------------------
 
 
 def markdown(result: Result) -> str:
-    """The README's section: the times, the bars, the machine."""
+    """The section of docs/FIGURES.md: the times, the bars, the machine."""
     lines = []
     if result.get("speed"):
         lines.append("| ms an image | batch | " + " | ".join(ENGINES.values()) + " | times float32 |")
@@ -229,15 +228,6 @@ def markdown(result: Result) -> str:
         share = 100 * result["machine"]["busy"]
         lines += ["", f"Not to be trusted: other processes took up to {share:.0f} % of the machine."]
     return "\n".join(lines)
-
-
-def replace_section(text: str, section: str) -> str:
-    """`text` with `section` between its two marks.  Raises ValueError if they are not there once each, in order."""
-    start, end = f"<!-- {MARK} -->", f"<!-- /{MARK} -->"
-    if text.count(start) != 1 or text.count(end) != 1 or text.index(start) > text.index(end):
-        raise ValueError(f"must have the lines {start} and {end}, once each and in this order")
-    before, rest = text.split(start)
-    return f"{before}{start}\n\n{section}\n\n{end}{rest.split(end)[1]}"
 
 
 # --- Plot ------------------------------------------------------------------------------------------------------------

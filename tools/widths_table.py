@@ -1,11 +1,11 @@
-"""The README's table of widths: bits that accumulators need and use, from the JSON of `intsim widths`.
+"""The report of widths: bits that accumulators need and use, from the JSON of `intsim widths`.
 
     intsim widths --json embedded.json
     intsim widths --model vim_tiny_int8.safetensors --images photos/ --center-crop --json tiny.json
     python tools/widths_table.py embedded.json tiny.json --out tests/reports/widths.json
 
-Writes a report with the accumulators of each model's summary, and prints the table that stands in the README between
-its marks (`tests/test_readme.py` compares both).
+Writes a report with the accumulators of each model's summary, and prints its table; `tools/figures.py` puts that into
+docs/FIGURES.md.
 """
 
 from __future__ import annotations

@@ -204,6 +204,14 @@ def cluster_options(command: Callable[..., Any]) -> Callable[..., Any]:
 # Helpers
 
 
+def examples(*lines: str) -> str:
+    """The end of a command's help, as its `epilog`: each line a command, all of them one paragraph that is not wrapped.
+
+    `tests/test_docs.py` parses every one and runs those that are cheap.
+    """
+    return "\n".join(["\b", "Examples:", *(f"  {line}" for line in lines)])
+
+
 def complain(problem: object) -> int:
     click.echo(f"intsim: {' '.join(str(problem).split())}", err=True)
     return UNUSABLE

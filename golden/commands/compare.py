@@ -21,6 +21,7 @@ from golden.commands.common import (
     crop_option,
     device_option,
     embedded_images,
+    examples,
     json_option,
     load,
     model_option,
@@ -47,7 +48,14 @@ COUNT = 8  # images, where none are named
 COLUMNS = ("tensor", "elements", "mismatches", "first differing index", "engine", "torch", "largest difference")
 
 
-@click.command("compare")
+@click.command(
+    "compare",
+    epilog=examples(
+        "intsim compare --count 2",
+        "intsim compare --layers 'layers.0.*' --reference oracle --count 1",
+        "intsim compare --model vim_int8.safetensors --images photos/ --center-crop --device cuda --form fast",
+    ),
+)
 @click.option("--images", "source", help="Image file, folder, class tree or .npz.  [default: the embedded images]")
 @click.option(
     "--count",

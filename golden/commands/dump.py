@@ -12,6 +12,7 @@ from golden.commands.common import (
     WhatIf,
     accumulators_option,
     crop_option,
+    examples,
     json_option,
     layers_option,
     load,
@@ -30,7 +31,13 @@ if TYPE_CHECKING:
     from golden.formats import Style
 
 
-@click.command("dump")
+@click.command(
+    "dump",
+    epilog=examples(
+        "intsim dump cat.png --layers 'layers.3.mixer.scan.*' --out scan3",
+        "intsim dump cat.png --layers '*.acc' --format mem,bin --lanes 4 --out accumulators",
+    ),
+)
 @click.argument("image")
 @layers_option
 @click.option("--state", is_flag=True, help="Add the scans' abar, b, acc and h at every step.")

@@ -15,6 +15,7 @@ from golden.commands.common import (
     crop_option,
     device_option,
     embedded_images,
+    examples,
     json_option,
     load,
     model_option,
@@ -32,7 +33,15 @@ if TYPE_CHECKING:
     from golden.images import ImageSet
 
 
-@click.command("eval")
+@click.command(
+    "eval",
+    epilog=examples(
+        "intsim eval",
+        "intsim eval --data test.npz --accumulator-bits 20 --overflow saturate",
+        "intsim eval --data photos/ --model vim_int8.safetensors --center-crop --workers 4",
+        "intsim eval --data test.npz --engine fake --device cuda",
+    ),
+)
 @click.option("--data", help="Class tree, folder with labels.csv, or .npz with labels.  [default: the embedded images]")
 @click.option(
     "--engine",

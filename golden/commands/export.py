@@ -6,11 +6,17 @@ from pathlib import Path
 
 import click
 
-from golden.commands.common import check_target, identity, json_option, load, model_option, result
+from golden.commands.common import check_target, examples, identity, json_option, load, model_option, result
 from golden.extras import need
 
 
-@click.command("export")
+@click.command(
+    "export",
+    epilog=examples(
+        "intsim export --format onnx --out vim.onnx",
+        "intsim export --format onnx --taps 'layers.0.*' --taps '*.scan.h' --out taps.onnx",
+    ),
+)
 @click.option("--format", "file_format", type=click.Choice(["onnx"]), required=True, help="Format of the file.")
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="File to write; must not exist.")
 @model_option

@@ -16,6 +16,7 @@ from golden.commands.common import (
     cluster_options,
     crop_option,
     embedded_images,
+    examples,
     identity,
     json_option,
     layers_option,
@@ -36,7 +37,16 @@ if TYPE_CHECKING:
     from golden.formats import Style
 
 
-@click.command("golden")
+@click.command(
+    "golden",
+    epilog=examples(
+        "intsim golden --out bundle",
+        "intsim golden --count 2 --layers 'layers.0.mixer.scan.*' --out scan0",
+        "intsim golden --count 1 --format hex,bin --lanes 8 --lane-order msb --order channel-major --out words",
+        "intsim golden --stimulus real,extremes,hot-pixel:4 --count 2 --layers '*.scan.y' --out frames",
+        "intsim golden --model vim_int8.safetensors --images photos/ --center-crop --workers 4 --out tiny",
+    ),
+)
 @click.option("--images", "source", help="Image file, folder, class tree or .npz.  [default: the embedded images]")
 @click.option("--count", type=click.IntRange(min=1), help="So many images, spread evenly over the set.  [default: all]")
 @click.option(

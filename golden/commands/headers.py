@@ -6,10 +6,16 @@ from pathlib import Path
 
 import click
 
-from golden.commands.common import identity, json_option, load, model_option, out_option, result
+from golden.commands.common import examples, identity, json_option, load, model_option, out_option, result
 
 
-@click.command("headers")
+@click.command(
+    "headers",
+    epilog=examples(
+        "intsim headers --out headers",
+        "intsim headers --model vim_int8.safetensors --name vim_tiny --out headers_tiny",
+    ),
+)
 @out_option
 @click.option("--name", default="intsim", show_default=True, help="Of the package (NAME_pkg) and the header (NAME.h).")
 @model_option

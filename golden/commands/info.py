@@ -8,14 +8,21 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from golden.commands.common import identity, json_option, load, model_option, result, table
+from golden.commands.common import examples, identity, json_option, load, model_option, result, table
 from intsim.errors import UserError
 
 if TYPE_CHECKING:
     from intsim.program import Program
 
 
-@click.command("info")
+@click.command(
+    "info",
+    epilog=examples(
+        "intsim info",
+        "intsim info --layers 'layers.3.mixer.*'",
+        "intsim info --model vim_int8.safetensors --json -",
+    ),
+)
 @model_option
 @click.option("--layers", multiple=True, metavar="GLOB", help="List these tensors, such as 'layers.3.*'.")
 @json_option

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 
 import click
 
-from golden.commands.common import MISMATCH, result
+from golden.commands.common import MISMATCH, examples, result
 from golden.commands.vectors import Units, unit_command
 
 if TYPE_CHECKING:
@@ -65,7 +65,7 @@ def _judge(name: str) -> click.Command:
         "with its line, its inputs, the expected and the actual value; 2 for a line that is none.\n\n"
         "JSON: unit, ok, lines, errors, first: {line, output, element, expected, actual, sentence} or null."
     )
-    return unit_command(name, intro, check, more)
+    return unit_command(name, intro, f"intsim judge {name} answers.txt --all", check, more)
 
 
 command = Units(
@@ -73,9 +73,11 @@ command = Units(
     name="judge",
     help="""Check the outputs that a DUT appended to unit vectors; exit status 1 at the first error.
 
-    \b
-        intsim vectors requantize | ./dut | intsim judge requantize
-
     Parameters of the unit (widths, rounding mode, --operator) must be those that vectors had.
     """,
+    epilog=examples(
+        "intsim vectors requantize | ./dut | intsim judge requantize",
+        "intsim vectors exp2 --rounding half_even | ./dut | intsim judge exp2 --rounding half_even --complete",
+        "intsim judge requantize answers.txt --all --json judged.json",
+    ),
 )

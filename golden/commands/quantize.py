@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-from golden.commands.common import check_target, crop_option, identity, json_option, progress_bar, result
+from golden.commands.common import check_target, crop_option, examples, identity, json_option, progress_bar, result
 from golden.extras import need
 
 ROUNDINGS = ("half_up", "half_even", "half_away", "floor")  # intsim.arithmetic's, without the import of NumPy
@@ -33,7 +33,14 @@ def pixels_wide(context: click.Context, parameter: click.Parameter, value: str |
     return int(parts[0]), int(parts[-1])
 
 
-@click.command("quantize")
+@click.command(
+    "quantize",
+    epilog=examples(
+        "intsim quantize vim.pth --calibration photos/ --center-crop --out vim_int8.safetensors",
+        "intsim quantize vim.pth --calibration photos/ --center-crop --profile wide-state --out wide.safetensors",
+        "intsim quantize vim.pth --calibration train.npz --image-size 224 --images 4 --k 2 --out k2.safetensors",
+    ),
+)
 @click.argument("checkpoint", type=click.Path(path_type=Path))
 @click.option("--calibration", required=True, help="Image folder, class tree or .npz.")
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="Program file to write; must not exist.")

@@ -13,6 +13,7 @@ from golden.commands.common import (
     check_target,
     crop_option,
     embedded_images,
+    examples,
     json_option,
     load,
     model_option,
@@ -31,7 +32,14 @@ if TYPE_CHECKING:
 COUNT = 64  # images, where --count does not say
 
 
-@click.command("report")
+@click.command(
+    "report",
+    epilog=examples(
+        "intsim report --out report.html",
+        "intsim report --text --count 16",
+        "intsim report --model vim_int8.safetensors --images photos/ --center-crop --out vim_tiny.html",
+    ),
+)
 @click.option("--out", type=click.Path(path_type=Path), metavar="FILE", help="Page to write, such as report.html.")
 @click.option("--text", is_flag=True, help="Show the essentials in the terminal.")
 @model_option
@@ -65,11 +73,6 @@ def command(
     json_to: str | None,
 ) -> None:
     """One self-contained page about a Program: network, tensors, bits, accuracy, images, speed.
-
-    \b
-      intsim report --out report.html
-      intsim report --text --count 16
-      intsim report --model vim_int8.safetensors --checkpoint vim.pth --images photos/ --center-crop --out vim.html
 
     The page needs no network and works from a file.  Without --images the embedded images are run if the model takes
     their size and has their classes, else none.  JSON: what the page shows, as FORMAT.md states it.

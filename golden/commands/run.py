@@ -10,6 +10,7 @@ import click
 from golden.commands.common import (
     WhatIf,
     crop_option,
+    examples,
     identity,
     json_option,
     load,
@@ -23,7 +24,14 @@ from golden.commands.common import (
 )
 
 
-@click.command("run")
+@click.command(
+    "run",
+    epilog=examples(
+        "intsim run cat.png",
+        "intsim run photos/ --model vim_int8.safetensors --center-crop",
+        "intsim run cat.png --accumulator-bits 20 --overflow wrap",
+    ),
+)
 @click.argument("images", nargs=-1, required=True, metavar="IMAGE...")
 @model_option
 @what_if_options

@@ -13,6 +13,7 @@ from golden.commands.common import (
     Where,
     cluster_options,
     crop_option,
+    examples,
     identity,
     json_option,
     load,
@@ -37,7 +38,14 @@ ALLOWED = {"activation-bits": (2, 8), "k": (1, 4)}
 CALIBRATION = 256  # images
 
 
-@click.command("sweep")
+@click.command(
+    "sweep",
+    epilog=examples(
+        "intsim sweep --what accumulator-bits --values 18,20,22,24 --data test.npz --out sweep",
+        "intsim sweep --what state-bits --values 4,5,6,7 --data test.npz --no-plot --out states",
+        "intsim sweep --what rounding --values half_even,floor --data test.npz --calibration photos/ --out rounding",
+    ),
+)
 @click.option("--what", type=click.Choice(WHATS), required=True, help="What is varied.")
 @click.option("--values", required=True, metavar="V,V,...", help="Widths, numbers of groups, or rounding modes.")
 @click.option("--data", required=True, help="Class tree, folder with labels.csv, or .npz with labels.")

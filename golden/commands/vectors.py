@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from golden.commands.common import load
+from golden.commands.common import examples, load
 from golden.vectors import UNITS
 from intsim.errors import UserError
 
@@ -18,6 +18,17 @@ if TYPE_CHECKING:
     from golden.vectors.units import Case, Parameter, Unit
 
 CHUNK_BYTES, CHUNK_LINES = 1 << 20, 1 << 14
+OPERATORS = {  # of the embedded model, one of each kind, for the examples
+    "patch_embed": "patch_embed.proj",
+    "insert_token": "tokens",
+    "rmsnorm": "layers.0.norm",
+    "linear": "layers.0.mixer.in_proj",
+    "conv1d": "layers.0.mixer.conv1d",
+    "rom": "layers.0.mixer.silu",
+    "scan": "layers.0.mixer.scan",
+    "gate": "layers.0.mixer.gate",
+    "add": "layers.0.residual",
+}
 
 
 class Span(click.ParamType):
@@ -74,8 +85,10 @@ class Units(click.Group):
         return self.make(name) if name in UNITS else None
 
 
-def unit_command(name: str, intro: str, run: Callable[..., None], more: Sequence[click.Parameter]) -> click.Command:
-    """The command of a unit: run(case, stream, **values of `more`)."""
+def unit_command(
+    name: str, intro: str, example: str, run: Callable[..., None], more: Sequence[click.Parameter]
+) -> click.Command:
+    """The command of a unit: run(case, stream, **values of `more`).  example: a line of its help."""
     from golden.vectors.units import UNIT
 
     unit = UNIT[name]
@@ -120,7 +133,14 @@ def unit_command(name: str, intro: str, run: Callable[..., None], more: Sequence
         *(_option(p) for p in unit.parameters),
     ]  # fmt: skip
     text = f"{intro}\n\n{line_format(unit)}"
-    return click.Command(name, callback=callback, params=[*options, *more], short_help=unit.about, help=text)
+    operator = OPERATORS[next((kind for kind in ("conv1d", "linear") if kind in unit.kinds), unit.kinds[0])]
+    ending = examples(
+        f"intsim vectors {name} | ./dut | intsim judge {name} --complete",
+        example,
+        f"intsim vectors {name} --operator {operator} | ./dut | intsim judge {name} --operator {operator}",
+    )
+    params = [*options, *more]
+    return click.Command(name, callback=callback, params=params, short_help=unit.about, help=text, epilog=ending)
 
 
 def _option(p: Parameter) -> click.Option:
@@ -171,7 +191,8 @@ def write(case: Case, stream: Stream) -> None:
 
 
 def _vectors(name: str) -> click.Command:
-    return unit_command(name, "Write lines of inputs and expected outputs to standard output.", write, [])
+    example = f"intsim vectors {name} --level 2 --seed 1 > {name}.txt"
+    return unit_command(name, "Write lines of inputs and expected outputs to standard output.", example, write, [])
 
 
 command = Units(
@@ -179,11 +200,15 @@ command = Units(
     name="vectors",
     help="""Stream inputs and expected outputs of one arithmetic unit, a line of hexadecimal words each.
 
-    \b
-    The bring-up loop: DUT appends its outputs to each line that it reads.
-        intsim vectors requantize | ./dut | intsim judge requantize
+    A DUT appends its outputs to each line that it reads, and `intsim judge` says whether they are right.
 
     A word is in two's complement masked to its bits; a packed word has element 0 in its least significant bits.
     `intsim vectors UNIT --help` shows the fields of a line, golden/FORMAT.md section 13 states everything.
     """,
+    epilog=examples(
+        "intsim vectors requantize | ./dut | intsim judge requantize",
+        "intsim vectors exp2 --rounding half_even > exp2.txt",
+        "intsim vectors dot_k --operator layers.3.mixer.dt_proj --level 2 | ./dut",
+        "intsim vectors scan_step --operator layers.0.mixer.scan --outputs h,y | ./dut",
+    ),
 )

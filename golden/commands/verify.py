@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from golden.commands.common import MISMATCH, check_target, json_option, progress_bar, result, say, table
+from golden.commands.common import MISMATCH, check_target, examples, json_option, progress_bar, result, say, table
 from intsim.errors import UserError
 
 if TYPE_CHECKING:
@@ -19,7 +19,14 @@ if TYPE_CHECKING:
 MANY_ROWS = 40  # of a table; where there are more dumps, those that agree are only counted
 
 
-@click.command("verify")
+@click.command(
+    "verify",
+    epilog=examples(
+        "intsim verify bundle",
+        "intsim verify bundle dumps/ --require 'layers.0.mixer.scan*'",
+        "intsim verify bundle dumps/ --junit verify.xml --json verify.json",
+    ),
+)
 @click.argument("bundle", type=click.Path(path_type=Path))
 @click.argument("dut", metavar="[DUT_DIR]", required=False, type=click.Path(path_type=Path))
 @click.option("--image", type=click.IntRange(min=0), help="Image of dumps that lie in no image's folder.  [default: 0]")

@@ -12,6 +12,7 @@ from golden.commands.common import (
     check_target,
     crop_option,
     embedded_images,
+    examples,
     identity,
     json_option,
     load,
@@ -29,7 +30,14 @@ if TYPE_CHECKING:
 SHOWN = ("accumulator", "product", "state", "internal", "output", "shift", "rom")  # of a terminal, without --all
 
 
-@click.command("widths")
+@click.command(
+    "widths",
+    epilog=examples(
+        "intsim widths",
+        "intsim widths --all --sv widths_pkg.sv",
+        "intsim widths --model vim_int8.safetensors --images photos/ --center-crop --json widths.json",
+    ),
+)
 @model_option
 @click.option("--images", "source", help="Image file, folder, class tree or .npz.  [default: the embedded images]")
 @click.option("--count", type=click.IntRange(min=1), help="So many images, spread evenly over the set.  [default: all]")

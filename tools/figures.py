@@ -1,0 +1,135 @@
+"""The tables of figures in README.md and docs/FIGURES.md, from the reports in tests/reports.
+
+    python tools/figures.py           # after a report has changed
+    python tools/figures.py --check   # exit status 1 if a page shows something else
+
+A table stands between the lines <!-- NAME --> and <!-- /NAME --> of a page.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+HERE = Path(__file__).resolve().parent
+ROOT = HERE.parent
+sys.path[:0] = [str(HERE), str(ROOT)]
+
+import bench_report
+import widths_table
+
+from intsim.files import write_atomically
+
+PAGES = {"README.md": ("ablation", "figures"), "docs/FIGURES.md": ("gpu", "widths", "bench")}  # names of their tables
+MODELS = {"vim_cifar10": "embedded model", "embedded": "embedded model", "tiny": "Vim-Tiny"}  # of the reports
+Report = dict[str, Any]
+
+
+def ablation(report: Report) -> str:
+    lines = ["| configuration | top-1 % | agreement with float % |", "| --- | --- | --- |"]
+    lines += [f"| {row['name']} | {row['top1']:.2f} | {row['agreement']:.2f} |" for row in report["rows"]]
+    return "\n".join(lines)
+
+
+def gpu(report: Report) -> str:
+    """A row for each model, profile and rounding; both forms of the torch path together."""
+    rows: dict[str, Report] = {}
+    for run in report["runs"]:
+        title = run["title"].rpartition(", ")[0].replace("embedded model", "embedded model, int8, half_up")
+        row = rows.setdefault(title, {"images": {}, "elements": 0, "mismatches": 0})
+        row["images"][run["form"]] = run["images"]
+        row["elements"] += run["elements"]
+        row["mismatches"] += run["mismatches"]
+    lines = ["| Program | images | forms | integers compared | mismatches |", "| --- | --- | --- | --- | --- |"]
+    for title, row in rows.items():
+        counts = sorted(set(row["images"].values()))
+        images = ", ".join(f"{n:,}" for n in counts)
+        if len(counts) > 1:
+            images = ", ".join(f"{n:,} {form}" for form, n in row["images"].items())
+        lines.append(f"| {title} | {images} | {', '.join(row['images'])} | {row['elements']:,} | {row['mismatches']} |")
+    return "\n".join(lines)
+
+
+def figures(reports: dict[str, Report]) -> str:
+    """The README's few figures: agreement, widths, speed."""
+    gpu, onnx, bench = reports["gpu"], reports["onnx"], reports["bench"]
+    rows = [
+        (
+            f"every tensor, engine against torch on an {gpu['card']}",
+            f"{gpu['elements']:,} integers, {gpu['mismatches']} mismatches",
+        ),
+        (
+            f"every tensor, engine against the exported ONNX file in onnxruntime {onnx['onnxruntime']}",
+            f"{onnx['elements']:,} integers, {onnx['mismatches']} mismatches",
+        ),
+    ]
+    for model in reports["widths"]["models"]:
+        linear = [row for row in model["rows"] if row["operator_kind"] == "linear"]
+        declared, proven, used = (max(row[key] for row in linear) for key in ("declared", "proven", "used"))
+        name = MODELS.get(model["program"]["name"], model["program"]["name"])
+        found = f"{declared} bits declared, {proven} proven enough for every image, {used} used"
+        rows.append((f"accumulators of linear layers, {name}", found))
+    for row in bench_report.speed_rows(bench):
+        if row["batch"] == 1 and None not in (row["intsim"], row["ratio"]):
+            times = f"{bench_report.number(row['ratio'])} times as fast as float32 torch"
+            name = MODELS.get(row["model"], row["model"])
+            rows.append((f"an image on the CPU, {name}", f"{1000 * row['intsim']:.1f} ms, {times}"))
+    best = max(gpu["speed"], key=lambda speed: float(speed["images_per_second"]))
+    rows.append(("Vim-Tiny, batches in torch on that card", f"{best['images_per_second']:,.0f} images a second"))
+    rows.append(("golden bundle of one Vim-Tiny image", f"{bench_report.number(bench['golden_tiny_s'])} s"))
+    judged = bench_report.judge(bench)
+    rows.append(("bars of speed and memory met", f"{sum(row['met'] is True for row in judged)} of {len(judged)}"))
+    return "\n".join(["| | measured |", "| --- | --- |", *(f"| {what} | {found} |" for what, found in rows)])
+
+
+def tables() -> dict[str, str]:
+    """Every table by its name, from the reports."""
+    names = ("ablation", "gpu", "onnx", "widths", "bench")
+    reports = {name: json.loads((ROOT / "tests" / "reports" / f"{name}.json").read_text()) for name in names}
+    return {
+        "ablation": ablation(reports["ablation"]),
+        "figures": figures(reports),
+        "gpu": gpu(reports["gpu"]),
+        "widths": widths_table.table(reports["widths"]),
+        "bench": bench_report.markdown(reports["bench"]),
+    }
+
+
+def replace(text: str, name: str, table: str) -> str:
+    """`text` with `table` between the two marks.  Raises ValueError if they are not there once each, in order."""
+    start, end = f"<!-- {name} -->", f"<!-- /{name} -->"
+    if text.count(start) != 1 or text.count(end) != 1 or text.index(start) > text.index(end):
+        raise ValueError(f"must have the lines {start} and {end}, once each and in this order")
+    before, rest = text.split(start)
+    return f"{before}{start}\n\n{table}\n\n{end}{rest.split(end)[1]}"
+
+
+def written() -> dict[Path, str]:
+    """What each page must be."""
+    found = tables()
+    pages = {}
+    for page, names in PAGES.items():
+        text = (ROOT / page).read_text()
+        for name in names:
+            text = replace(text, name, found[name])
+        pages[ROOT / page] = text
+    return pages
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description="Writes the tables of README.md and docs/FIGURES.md.")
+    parser.add_argument("--check", action="store_true", help="write nothing; exit status 1 if a page would change")
+    check = parser.parse_args().check
+    changed = [page for page, text in written().items() if page.read_text() != text]
+    for page in changed:
+        if not check:
+            write_atomically(page, written()[page].encode())
+        print(f"{page.relative_to(ROOT)}: {'is not what the reports say' if check else 'written'}")
+    return 1 if check and changed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
