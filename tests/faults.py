@@ -13,6 +13,8 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import hashlib
+import importlib.util
 import json
 import os
 import random
@@ -31,8 +33,11 @@ from pathlib import Path
 import numpy as np
 
 ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
+sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
+from fault_report import write_report
+
+from golden.sweep import content_digest
 from golden.verify import verify
 from intsim.program_file import load_program, save_program
 from intsim.synthetic import Size, random_program
@@ -93,6 +98,27 @@ def program_content(out: Path) -> str:
     return load_program(out).digest or ""
 
 
+def sweep_content(out: Path) -> str:
+    """Of all its results but for the seconds that they took, each sealed; raises if a file is strange or missing."""
+    found = {}
+    for path in sorted(out.iterdir()):
+        if path.suffix == ".safetensors":
+            found[path.name] = program_content(path)
+        elif path.suffix == ".png":
+            found[path.name] = hashlib.sha256(path.read_bytes()).hexdigest()
+        else:
+            content = json.loads(path.read_text())
+            if path.name != "sweep.json" and content["content_sha256"] != content_digest(content):
+                raise ValueError(f"{path.name} is not sealed")
+            content.pop("content_sha256", None)
+            for row in (content, content.get("reference", {}), *content.get("rows", [])):
+                row.pop("seconds", None)
+            found[path.name] = content
+    if "sweep.json" not in found:
+        raise ValueError("there is no sweep.json")
+    return hashlib.sha256(json.dumps(found, sort_keys=True).encode()).hexdigest()
+
+
 TASKS = [
     Task(
         "golden",
@@ -106,7 +132,34 @@ TASKS = [
         "program.safetensors",
         program_content,
     ),
+    Task(
+        "sweep",
+        lambda bench: [
+            *("sweep", "--what", "accumulator-bits", "--values", "9,12", "--no-plot", "--batch", "4"),
+            *("--model", bench.model, "--data", bench.images),
+        ],
+        "swept",
+        sweep_content,
+        resumes=True,
+    ),
+    Task(
+        "sweep anew",
+        lambda bench: [
+            *("sweep", "--what", "rounding", "--values", "half_even", "--no-plot", "--batch", "4"),
+            *("--checkpoint", bench.checkpoint, "--calibration", bench.images, "--data", bench.images),
+        ],
+        "swept",
+        sweep_content,
+        resumes=True,
+    ),
 ]
+NEED_TORCH = ("quantize", "sweep anew")
+WITH_WORKERS = Task(
+    "golden with workers",
+    lambda bench: [*TASKS[0].arguments(bench), "--workers", "2"],
+    TASKS[0].out,
+    bundle_content,
+)
 
 
 class Bench:
@@ -132,7 +185,7 @@ class Bench:
         try:
             import torch
         except ImportError:
-            return [self.known(task) for task in TASKS if task.name == "golden"]
+            return [self.known(task) for task in TASKS if task.name not in NEED_TORCH]
         if not self.checkpoint.exists():
             from bitexact.checkpoint import save_checkpoint
             from bitexact.vim import Vim, VimConfig
@@ -156,7 +209,7 @@ class Bench:
             child = self.start(task, place)
             appeared = begin
             while child.poll() is None:
-                if appeared == begin and any(name.endswith(".part") for name in os.listdir(place)):
+                if appeared == begin and os.listdir(place):
                     appeared = time.monotonic()
                 time.sleep(0.002)
             end = time.monotonic()
@@ -231,16 +284,32 @@ class Bench:
             return f"not whole: {problem}"
         return "" if content == self.expected[task.name] else "other content than an undisturbed run"
 
+    def strange(self, task: Task, place: Path, killed: bool) -> list[str]:
+        """What is left and may not be; killed: temporary files and folders may, by the names that a rerun looks for."""
+        part = re.compile(rf"\.{re.escape(task.out)}\.[a-z0-9_]{{8}}\.part")
+        left = [n for n in os.listdir(place) if n != task.out and not (killed and part.fullmatch(n))]
+        if task.resumes and (place / task.out).exists():
+            part = re.compile(r"\.[a-z0-9_-]+\.(json|safetensors)\.[a-z0-9_]{8}\.part")
+            inside = os.listdir(place / task.out)
+            left += [n for n in inside if n.startswith(".") and not (killed and part.fullmatch(n))]
+        return left
+
     def rerun(self, task: Task, place: Path, env: dict[str, str] | None = None) -> str:
         """What is wrong with a run in a place where one failed."""
         status, error = self.finish(self.start(task, place, env=env))
         return f"a rerun ends with {status}: {error.strip()}" if status else self.whole(task, place)
 
+    def aborted(self, task: Task, place: Path) -> str:
+        """What is wrong after a run that ended by itself: nothing may be left, or what a rerun goes on from."""
+        if not task.resumes:
+            return f"{os.listdir(place)} stays" if os.listdir(place) else ""
+        strange = self.strange(task, place, killed=False)
+        return f"{strange} stays" if strange else self.rerun(task, place)
+
     def after_kill(self, task: Task, place: Path, found: Found, env: dict[str, str] | None = None) -> None:
         """Output absent or whole, leftovers only of the known name, and a rerun that succeeds."""
         found.tried += 1
-        left = [name for name in os.listdir(place) if name != task.out]
-        strange = [name for name in left if not re.fullmatch(rf"\.{re.escape(task.out)}\.[a-z0-9_]{{8}}\.part", name)]
+        strange = self.strange(task, place, killed=True)
         if strange:
             found.problems.append(f"{task.name}: {strange} stays")
         if (place / task.out).exists() and not task.resumes:
@@ -332,6 +401,44 @@ def kill_compiling(bench: Bench, count: int) -> Found:
     return found
 
 
+def kill_with_workers(bench: Bench, count: int) -> Found:
+    """SIGKILL of `golden --workers 2` alone: its workers see that it is gone, and end by themselves."""
+    found = Found()
+    if importlib.util.find_spec("distributed") is None:
+        found.seen["left out: no Dask"] += 1
+        return found
+    task = bench.known(WITH_WORKERS)
+    if bench.expected[task.name] != bench.expected[bench.golden().name]:
+        found.problems.append("the bundle is not that of one process")
+    for _ in range(count):
+        place = bench.place()
+        child = bench.start(task, place)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            child.wait(bench.random.uniform(bench.seconds[task.name] / 2, bench.seconds[task.name]))
+        child.kill()
+        status, error = bench.finish(child)
+        until = time.monotonic() + 30
+        while group_lives(child.pid) and time.monotonic() < until:
+            time.sleep(0.05)
+        if group_lives(child.pid):
+            found.problems.append("its workers live on")
+            os.killpg(child.pid, signal.SIGKILL)
+        if status == -signal.SIGKILL:
+            bench.after_kill(task, place, found)
+        else:
+            found.seen["ended before"] += 1
+    return found
+
+
+def group_lives(group: int) -> bool:
+    """Whether a process of the group is there."""
+    try:
+        os.killpg(group, 0)
+    except ProcessLookupError:
+        return False
+    return True
+
+
 def interrupt(bench: Bench, count: int) -> Found:
     """Ctrl-C and SIGTERM at random moments: nothing is left, at once, and the exit status says so."""
     found = Found()
@@ -353,14 +460,14 @@ def interrupt(bench: Bench, count: int) -> Found:
             os.kill(child.pid, number)
         status, error = bench.finish(child)
         found.tried += 1
-        done = (place / task.out).exists()
-        found.seen["whole" if done else "removed"] += 1
+        done = status == 0 or ((place / task.out).exists() and not task.resumes)
+        found.seen["whole" if done else "removed" if not os.listdir(place) else "in part"] += 1
         # before the command has begun Python itself ends, by the signal: a shell calls that 130 and 143 too
         if status not in ((0, told, -number) if done else (told, -number)):
             found.problems.append(f"{task.name}: ends with {status}, not {told}: {error.strip()}")
         if status == 130 and error.splitlines()[-1:] != ["intsim: interrupted"]:
             found.problems.append(f"{task.name}: says {error.strip()!r}")
-        problem = bench.whole(task, place) if done else (os.listdir(place) and f"{os.listdir(place)} stays")
+        problem = bench.whole(task, place) if done else bench.aborted(task, place)
         if problem:
             found.problems.append(f"{task.name}, status {status}: {problem}")
     return found
@@ -382,8 +489,9 @@ def full_disk(bench: Bench, count: int) -> Found:
             found.tried += 1
             if status != 2 or not re.match(r"intsim: \S+: cannot be \w+: (No space left|File too large)", error):
                 found.problems.append(f"{task.name}, {allowed} bytes: ends with {status}: {error.strip()}")
-            if os.listdir(place):
-                found.problems.append(f"{task.name}, {allowed} bytes: {os.listdir(place)} stays")
+            left = bench.strange(task, place, killed=False) if task.resumes else os.listdir(place)
+            if left:
+                found.problems.append(f"{task.name}, {allowed} bytes: {left} stays")
         problem = bench.rerun(task, place)
         if problem:
             found.problems.append(f"{task.name}: {problem}")
@@ -438,7 +546,10 @@ def read_only_folder(bench: Bench, count: int) -> Found:
 
 
 def two_at_once(bench: Bench, count: int) -> Found:
-    """Two runs with one target: a folder is made by one and the other refuses; a file is whole, whoever was last."""
+    """Two runs with one target: a bundle is made by one and the other refuses; a file is whole, whoever was last.
+
+    Two sweeps do each what they do not find; the results are the same.
+    """
     found = Found()
     tasks = bench.tasks()
     for i in range(count):
@@ -451,7 +562,8 @@ def two_at_once(bench: Bench, count: int) -> Found:
         found.tried += 1
         statuses = sorted(status for status, _ in both)
         found.seen[f"statuses {statuses}"] += 1
-        if statuses not in ([0, 2], [0, 0]) or (statuses == [0, 0] and task.name == "golden"):
+        allowed = {"golden": ([0, 2],), "quantize": ([0, 2], [0, 0])}
+        if statuses not in allowed.get(task.name, ([0, 0],)):
             found.problems.append(f"{task.name}: {both}")
         if statuses == [0, 2]:
             refusal = next(error for status, error in both if status)
@@ -586,6 +698,7 @@ ROWS = [
     Row("kill by the clock", kill_by_clock, 1, 4),
     Row("kill by the step", kill_by_step, 0.3, 2),
     Row("kill, no kernels yet", kill_compiling, 0.05, 0),
+    Row("kill, with workers", kill_with_workers, 0.03, 0),
     Row("Ctrl-C and SIGTERM", interrupt, 0.2, 2),
     Row("full disk", full_disk, 0.1, 1),
     Row("read-only folder", read_only_folder, 0.01, 1),
@@ -600,8 +713,9 @@ def main() -> int:
     parser.add_argument("--kills", type=int, default=200)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--only", default="", help="rows whose name has this in it")
+    parser.add_argument("--json", help="file for the table")
     options = parser.parse_args()
-    bad = 0
+    bad, rows = 0, []
     with tempfile.TemporaryDirectory(prefix="intsim-faults-") as folder:
         bench = Bench(Path(folder), options.seed)
         print(f"{'fault':22} {'times':>6} {'clean':>6}   what was seen", flush=True)
@@ -616,6 +730,9 @@ def main() -> int:
             print(f"{row.name:22} {found.tried:>6} {clean:>6}   {seen}", flush=True)
             for problem in found.problems:
                 print(f"    {problem}", flush=True)
+            rows.append({"fault": row.name, "times": found.tried, "clean": clean, "seen": dict(found.seen)})
+    if options.json is not None:
+        write_report(options.json, "python tests/faults.py", rows=rows)
     return 1 if bad else 0
 
 
