@@ -13,6 +13,7 @@ import errno
 import logging
 import os
 import re
+import secrets
 import shutil
 import stat
 import tempfile
@@ -98,6 +99,23 @@ def new_folder(path: Path) -> Iterator[Path]:
         try:
             if temporary is not None and temporary.exists():
                 _remove(temporary)
+        finally:
+            if handle is not None:
+                os.close(handle)
+
+
+@contextlib.contextmanager
+def scratch_folder(path: Path) -> Iterator[Path]:
+    """A temporary folder beside `path`, removed at the end; when this run is killed, by the next that makes `path`."""
+    temporary, handle = _claim(path, folder=True)
+    try:
+        yield temporary
+    finally:
+        away = temporary.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
+        try:
+            with contextlib.suppress(OSError):
+                os.rename(temporary, away)  # whoever knows its name adds nothing while it is removed
+            _remove(away)
         finally:
             if handle is not None:
                 os.close(handle)
