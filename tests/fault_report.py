@@ -13,8 +13,8 @@ from typing import Any
 ROOT = Path(__file__).resolve().parent.parent
 
 
-def write_report(path: str, command: str, **counts: Any) -> None:
-    """Writes {command, commit, changed, python, cpus, **counts}.
+def origin(command: str) -> dict[str, Any]:
+    """Where counts come from: {command, commit, changed, python, cpus}.
 
     command: how the script is called; this call's options are added but for --json and --keep.  changed: whether
     the sources differ from the commit.
@@ -24,14 +24,16 @@ def write_report(path: str, command: str, **counts: Any) -> None:
         if dropped in options:
             at = options.index(dropped)
             del options[at : at + 2]
-    content = {
-        "command": " ".join([command, *options]),
+    return {
+        "command": " ".join([command, *(f"'{option}'" if " " in option else option for option in options)]),
         "commit": git("rev-parse", "HEAD"),
         "changed": bool(git("status", "--porcelain", "--untracked-files=no")),
         "python": platform.python_version(),
         "cpus": len(os.sched_getaffinity(0)),
-        **counts,
     }
+
+
+def write_report(path: str, content: Any) -> None:
     Path(path).parent.mkdir(parents=True, exist_ok=True)
     Path(path).write_text(json.dumps(content, indent=1) + "\n", encoding="ascii")
 

@@ -36,7 +36,7 @@ from typing import Any, NamedTuple
 
 sys.path[:0] = [str(Path(__file__).resolve().parent.parent), str(Path(__file__).resolve().parent)]
 
-from fault_report import write_report
+from fault_report import origin, write_report
 from fuzz_readers import READERS, Case, Reader
 
 from intsim.errors import UserError
@@ -367,7 +367,7 @@ def main() -> int:
         failed += len(result.failures)
         runs.append(counted(result, seed))
     if args.json is not None:
-        write_report(args.json, "python tests/fuzz.py", runs=runs)
+        write_report(args.json, {**origin("python tests/fuzz.py"), "runs": runs})
     return 1 if failed else 0
 
 
