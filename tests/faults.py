@@ -460,6 +460,9 @@ def interrupt(bench: Bench, count: int) -> Found:
             os.kill(child.pid, number)
         status, error = bench.finish(child)
         found.tried += 1
+        if status == 1 and error.startswith("Fatal Python error: init_import_site") and not os.listdir(place):
+            found.seen["Python had not started"] += 1  # and says so in its own way; nothing of ours has run
+            continue
         done = status == 0 or ((place / task.out).exists() and not task.resumes)
         found.seen["whole" if done else "removed" if not os.listdir(place) else "in part"] += 1
         # before the command has begun Python itself ends, by the signal: a shell calls that 130 and 143 too
