@@ -178,7 +178,8 @@ def write_bundle(
     if program_file is None or program.digest is None:
         program_file = program_bytes(program)
     digest = program.digest or ""
-    with new_folder(Path(out)) as folder, ThreadPoolExecutor(WRITERS) as pool:
+    out = Path(out)
+    with new_folder(out) as folder, ThreadPoolExecutor(WRITERS) as pool:
         content = manifest.describe(program, style)
         (folder / manifest.PROGRAM_FILE).write_bytes(program_file)
         content["program"]["file"] = file_entry(manifest.PROGRAM_FILE, program_file)
@@ -193,7 +194,7 @@ def write_bundle(
         if cluster is not None:
             from golden.cluster.bundles import write_images
 
-            content["images"] = write_images(cluster, folder, program_file, images, names, style, progress)
+            content["images"] = write_images(cluster, out, folder, program_file, images, names, style, progress)
         else:
             content["images"] = manifest.Packed()
             for index, image in enumerate(images):

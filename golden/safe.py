@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import stat
 from pathlib import Path
+from typing import Any
 
 from intsim.errors import UserError
 
@@ -48,3 +49,14 @@ def read_plain(place: Path, largest: int, why: str = " that are read") -> bytes:
     if len(data) > found.st_size:
         raise UserError(f"{place}: grows while it is read")
     return data
+
+
+def read_json(place: Path, largest: int) -> Any:
+    """The content of a JSON file of at most `largest` bytes, no name twice in an object.  UserError if it is none."""
+    from intsim.program_file import one_line, strict_json
+
+    data = read_plain(place, largest)
+    try:
+        return strict_json(data.decode("utf-8"))
+    except (ValueError, RecursionError) as problem:
+        raise UserError(one_line(f"{place}: is not JSON: {problem}")) from None

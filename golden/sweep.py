@@ -3,15 +3,16 @@
     sweep = Sweep(points, images, sample, folder, source)
     found = sweep.run(make)                        # what sweep.json holds; make(point) gives a Program
 
-The result of each value is a file of its own, written when it is whole and keyed by a digest of everything that it
-follows from: a rerun into the same folder does what is left, and refuses a folder of another sweep.
+The result of each value is a file of its own, written when it is whole, keyed by a digest of everything that it
+follows from and sealed by a digest of itself: a rerun into the same folder does what is left, and refuses a folder of
+another sweep and a result that was changed.
 """
 
 from __future__ import annotations
 
 import hashlib
 import io
-import json
+import os
 import re
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -24,6 +25,7 @@ import numpy as np
 from golden import manifest
 from golden.classify import Classifies, join
 from golden.images import ImageSet
+from golden.safe import read_json
 from intsim.errors import UserError
 from intsim.files import write_atomically
 from intsim.program import Program
@@ -37,6 +39,9 @@ CLASSES = {"accumulator-bits": "accumulators", "state-bits": "states", "a-bar-bi
 SETTINGS = {"activation-bits": "activation_bits", "k": "k", "rounding": "rounding"}  # of bitexact.quantize
 SATURATION_IMAGES = 16  # on which saturations are counted: every tensor of them is looked at
 NAME = re.compile(r"sweep\.(json|png)|(reference|[a-z-]+-[a-z0-9_]+(-wrap|-saturate)?)\.(json|safetensors)")
+
+OWN = ("key", "content_sha256", "predictions")  # fields of a result that sweep.json leaves out
+RESULT_BYTES, IMAGE_BYTES = 1 << 16, 16  # a result has no more: the first, and for each image the second
 
 Progress = Callable[[int, int, str], None]  # images done, of how many, and what runs
 
@@ -108,14 +113,13 @@ class Sweep:
     def read(self, label: str) -> dict[str, Any] | None:
         """The result of an earlier run, None if there is none."""
         path = self.folder / f"{label}.json"
-        try:
-            found = json.loads(path.read_text(encoding="ascii"))
-        except FileNotFoundError:
+        if not os.path.lexists(path):
             return None
-        except (OSError, ValueError, RecursionError) as problem:
-            raise UserError(f"{path}: cannot be read: {problem}") from None
+        found = read_json(path, RESULT_BYTES + IMAGE_BYTES * len(self.images))
         if not isinstance(found, dict) or found.get("key") != self.key(label):
             raise UserError(f"{path}: is of another model, data or options; name a new folder or remove it")
+        if found.get("content_sha256") != content_digest(found):
+            raise UserError(f"{path}: was changed or is damaged; remove it, and the next run makes it again")
         return found
 
     def run(
@@ -138,6 +142,7 @@ class Sweep:
                 found = {"key": self.key(label), **self.measure(make(point), count)}
                 if point is not None:
                     found.update(what=point.what, value=point.value, overflow=point.overflow)
+                found["content_sha256"] = content_digest(found)
                 write_atomically(self.folder / f"{label}.json", manifest.render(found).encode())
                 self.done[label] = found
             done += len(self.images)
@@ -184,10 +189,15 @@ class Sweep:
             found = self.done[point.label]
             pairs = zip(found["predictions"], reference["predictions"], strict=True)
             agreement = 100 * sum(a == b for a, b in pairs) / len(reference["predictions"])
-            row = {key: value for key, value in found.items() if key not in ("key", "predictions")}
+            row = {key: value for key, value in found.items() if key not in OWN}
             rows.append({**{k: row.pop(k) for k in ("what", "value", "overflow")}, **row, "agreement": agreement})
-        kept = {key: value for key, value in reference.items() if key not in ("key", "predictions")}
+        kept = {key: value for key, value in reference.items() if key not in OWN}
         return {"what": self.points[0].what, "data": self.data, "reference": kept, "rows": rows}
+
+
+def content_digest(found: dict[str, Any]) -> str:
+    """SHA-256 of a result without the field that holds it."""
+    return hashlib.sha256(manifest.canonical({k: v for k, v in found.items() if k != "content_sha256"})).hexdigest()
 
 
 def labels_of(images: ImageSet) -> list[int]:

@@ -25,7 +25,7 @@ from golden.safe import stays_inside
 from intsim.arithmetic import limits
 from intsim.errors import ProgramError, UserError
 from intsim.program import Array, Constant, Program, Tensor
-from intsim.program_file import parse_program
+from intsim.program_file import one_line, parse_program
 
 MAX_MANIFEST = 1 << 30
 MAX_PROGRAM = 1 << 32
@@ -113,7 +113,7 @@ class _Check:
             self.problems.append(str(problem))
         else:
             self.check_folder()
-        return self.problems
+        return [one_line(problem) for problem in self.problems]
 
     def expect(self, condition: bool, problem: str) -> None:
         if not condition:

@@ -13,9 +13,9 @@ import errno
 import logging
 import os
 import re
+import secrets
 import shutil
 import stat
-import tempfile
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -31,6 +31,7 @@ except ImportError:  # Windows
 
 log = logging.getLogger(__name__)
 
+BINARY = getattr(os, "O_BINARY", 0)  # of Windows
 PATIENCE = 2  # seconds that something may be removed without a word
 
 
@@ -47,7 +48,8 @@ def write_atomically(path: Path, data: bytes) -> None:
             place.write_bytes(data)
             return
         remove_leftovers(place)
-        temporary, handle = _claim(place, folder=False)
+        temporary = _beside(place)
+        handle = _make(temporary, folder=False)
         assert handle is not None
         with open(handle, "wb", closefd=fcntl is None) as file:
             file.write(data)
@@ -81,7 +83,8 @@ def new_folder(path: Path) -> Iterator[Path]:
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             remove_leftovers(path)
-            temporary, handle = _claim(path, folder=True)
+            temporary = _beside(path)
+            handle = _make(temporary, folder=True)
         except OSError as problem:
             raise UserError(f"{path}: cannot be created: {problem.strerror}") from None
         try:
@@ -98,6 +101,23 @@ def new_folder(path: Path) -> Iterator[Path]:
         try:
             if temporary is not None and temporary.exists():
                 _remove(temporary)
+        finally:
+            if handle is not None:
+                os.close(handle)
+
+
+@contextlib.contextmanager
+def scratch_folder(path: Path) -> Iterator[Path]:
+    """A temporary folder beside `path`, removed at the end; when this run is killed, by the next that makes `path`."""
+    temporary, away, handle = _beside(path), _beside(path), None
+    try:
+        handle = _make(temporary, folder=True)
+        yield temporary
+    finally:
+        try:
+            with contextlib.suppress(OSError):
+                os.rename(temporary, away)  # whoever knows its name adds nothing while it is removed
+            _remove(away)
         finally:
             if handle is not None:
                 os.close(handle)
@@ -138,20 +158,26 @@ def _remove(folder: Path) -> None:
         timer.cancel()
 
 
-def _claim(path: Path, folder: bool) -> tuple[Path, int | None]:
-    """Makes an empty temporary file or folder beside `path` and locks it, if that is possible here.
+def _beside(path: Path) -> Path:
+    """A temporary name beside `path`.
 
-    Returns it and the handle that holds the lock, for a file open for writing.
+    It is drawn before anything is made: an interrupt at any moment finds in the caller's variable what to remove.
     """
-    make = tempfile.mkdtemp if folder else tempfile.mkstemp
+    return path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
+
+
+def _make(name: Path, folder: bool) -> int | None:
+    """Makes an empty file or folder of a new name and locks it, if that is possible here.
+
+    Returns the handle that holds the lock, for a file open for writing; None for a folder where there are no locks.
+    """
     while True:
-        made = make(".part", f".{path.name}.", path.parent)
-        if isinstance(made, tuple):
-            handle, name = made
-        elif fcntl is None:
-            return Path(made), None
+        if not folder:
+            handle = os.open(name, os.O_RDWR | os.O_CREAT | os.O_EXCL | getattr(os, "O_NOFOLLOW", 0) | BINARY, 0o600)
         else:
-            name = made
+            os.mkdir(name, 0o700)
+            if fcntl is None:
+                return None
             try:
                 handle = os.open(name, os.O_RDONLY)
             except FileNotFoundError:
@@ -160,7 +186,7 @@ def _claim(path: Path, folder: bool) -> tuple[Path, int | None]:
         _lock(handle)
         try:
             if os.path.samestat(os.stat(name), os.fstat(handle)):
-                return Path(name), handle
+                return handle
         except FileNotFoundError:
             pass
         os.close(handle)

@@ -2,7 +2,7 @@
 
     python tests/faults.py                       every row, 200 kills by the clock among them (`make faults`)
     python tests/faults.py --kills 8 --seed 3    fewer
-    python tests/faults.py --only kill           rows whose name has that in it
+    python tests/faults.py --only kill --but clock   rows whose name has the one in it and not the other
 
 Each row makes its faults with small Programs, in processes of their own, and says what was not as it must be: output
 absent or whole, nothing else beside it but what the next run clears away, and a rerun that succeeds.  Whole is: the
@@ -13,6 +13,8 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import hashlib
+import importlib.util
 import json
 import os
 import random
@@ -31,8 +33,11 @@ from pathlib import Path
 import numpy as np
 
 ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
+sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
+from fault_report import origin, write_report
+
+from golden.sweep import content_digest
 from golden.verify import verify
 from intsim.program_file import load_program, save_program
 from intsim.synthetic import Size, random_program
@@ -93,6 +98,27 @@ def program_content(out: Path) -> str:
     return load_program(out).digest or ""
 
 
+def sweep_content(out: Path) -> str:
+    """Of all its results but for the seconds that they took, each sealed; raises if a file is strange or missing."""
+    found = {}
+    for path in sorted(out.iterdir()):
+        if path.suffix == ".safetensors":
+            found[path.name] = program_content(path)
+        elif path.suffix == ".png":
+            found[path.name] = hashlib.sha256(path.read_bytes()).hexdigest()
+        else:
+            content = json.loads(path.read_text())
+            if path.name != "sweep.json" and content["content_sha256"] != content_digest(content):
+                raise ValueError(f"{path.name} is not sealed")
+            content.pop("content_sha256", None)
+            for row in (content, content.get("reference", {}), *content.get("rows", [])):
+                row.pop("seconds", None)
+            found[path.name] = content
+    if "sweep.json" not in found:
+        raise ValueError("there is no sweep.json")
+    return hashlib.sha256(json.dumps(found, sort_keys=True).encode()).hexdigest()
+
+
 TASKS = [
     Task(
         "golden",
@@ -106,7 +132,34 @@ TASKS = [
         "program.safetensors",
         program_content,
     ),
+    Task(
+        "sweep",
+        lambda bench: [
+            *("sweep", "--what", "accumulator-bits", "--values", "9,12", "--no-plot", "--batch", "4"),
+            *("--model", bench.model, "--data", bench.images),
+        ],
+        "swept",
+        sweep_content,
+        resumes=True,
+    ),
+    Task(
+        "sweep anew",
+        lambda bench: [
+            *("sweep", "--what", "rounding", "--values", "half_even", "--no-plot", "--batch", "4"),
+            *("--checkpoint", bench.checkpoint, "--calibration", bench.images, "--data", bench.images),
+        ],
+        "swept",
+        sweep_content,
+        resumes=True,
+    ),
 ]
+NEED_TORCH = ("quantize", "sweep anew")
+WITH_WORKERS = Task(
+    "golden with workers",
+    lambda bench: [*TASKS[0].arguments(bench), "--workers", "2"],
+    TASKS[0].out,
+    bundle_content,
+)
 
 
 class Bench:
@@ -127,12 +180,12 @@ class Bench:
         self.steps: dict[str, int] = {}  # operations on files of it
         self.count = 0
 
-    def tasks(self) -> list[Task]:
-        """Those that can run here, after one undisturbed run of each."""
+    def tasks(self, count: int) -> list[Task]:
+        """The first `count` of those that can run here, after one undisturbed run of each."""
         try:
             import torch
         except ImportError:
-            return [self.known(task) for task in TASKS if task.name == "golden"]
+            return [self.known(task) for task in TASKS if task.name not in NEED_TORCH][:count]
         if not self.checkpoint.exists():
             from bitexact.checkpoint import save_checkpoint
             from bitexact.vim import Vim, VimConfig
@@ -140,7 +193,7 @@ class Bench:
             torch.manual_seed(5)
             model = Vim(VimConfig(8, 8, 3, 4, 4, 8, 2, 16, 4, 2, 4, 3))
             save_checkpoint(self.checkpoint, model.state_dict(), {"image_size": [8, 8], "stride": 4}, torch.float32)
-        return [self.known(task) for task in TASKS]
+        return [self.known(task) for task in TASKS[:count]]
 
     def golden(self) -> Task:
         return self.known(TASKS[0])
@@ -156,14 +209,14 @@ class Bench:
             child = self.start(task, place)
             appeared = begin
             while child.poll() is None:
-                if appeared == begin and any(name.endswith(".part") for name in os.listdir(place)):
+                if appeared == begin and os.listdir(place):
                     appeared = time.monotonic()
                 time.sleep(0.002)
             end = time.monotonic()
             status, error = self.finish(child)
             assert status == 0, error
             self.expected[task.name] = task.content(place / task.out)
-            self.bytes[task.name] = sum(file.stat().st_blocks * 512 for file in place.rglob("*"))
+            self.bytes[task.name] = sum(file.stat().st_blocks * 512 for file in place.rglob("*") if file.is_file())
             self.seconds[task.name] = end - begin
             self.writing[task.name] = end - appeared if appeared > begin else 0.0
         return task
@@ -231,16 +284,32 @@ class Bench:
             return f"not whole: {problem}"
         return "" if content == self.expected[task.name] else "other content than an undisturbed run"
 
+    def strange(self, task: Task, place: Path, killed: bool) -> list[str]:
+        """What is left and may not be; killed: temporary files and folders may, by the names that a rerun looks for."""
+        part = re.compile(rf"\.{re.escape(task.out)}\.[a-z0-9_]{{8}}\.part")
+        left = [n for n in os.listdir(place) if n != task.out and not (killed and part.fullmatch(n))]
+        if task.resumes and (place / task.out).exists():
+            part = re.compile(r"\.[a-z0-9_-]+\.(json|safetensors)\.[a-z0-9_]{8}\.part")
+            inside = os.listdir(place / task.out)
+            left += [n for n in inside if n.startswith(".") and not (killed and part.fullmatch(n))]
+        return left
+
     def rerun(self, task: Task, place: Path, env: dict[str, str] | None = None) -> str:
         """What is wrong with a run in a place where one failed."""
         status, error = self.finish(self.start(task, place, env=env))
         return f"a rerun ends with {status}: {error.strip()}" if status else self.whole(task, place)
 
+    def aborted(self, task: Task, place: Path) -> str:
+        """What is wrong after a run that ended by itself: nothing may be left, or what a rerun goes on from."""
+        if not task.resumes:
+            return f"{os.listdir(place)} stays" if os.listdir(place) else ""
+        strange = self.strange(task, place, killed=False)
+        return f"{strange} stays" if strange else self.rerun(task, place)
+
     def after_kill(self, task: Task, place: Path, found: Found, env: dict[str, str] | None = None) -> None:
         """Output absent or whole, leftovers only of the known name, and a rerun that succeeds."""
         found.tried += 1
-        left = [name for name in os.listdir(place) if name != task.out]
-        strange = [name for name in left if not re.fullmatch(rf"\.{re.escape(task.out)}\.[a-z0-9_]{{8}}\.part", name)]
+        strange = self.strange(task, place, killed=True)
         if strange:
             found.problems.append(f"{task.name}: {strange} stays")
         if (place / task.out).exists() and not task.resumes:
@@ -264,7 +333,7 @@ def kill_by_clock(bench: Bench, count: int) -> Found:
     A run that ends before its moment is not counted, and another takes its place.
     """
     found = Found()
-    tasks = bench.tasks()
+    tasks = bench.tasks(count)
     for i in range(3 * count):
         if found.tried == count:
             break
@@ -296,7 +365,7 @@ def kill_by_clock(bench: Bench, count: int) -> Found:
 def kill_by_step(bench: Bench, count: int) -> Found:
     """SIGKILL just before a random operation on files, the last of them (the rename and around it) for sure."""
     found = Found()
-    tasks = bench.tasks()
+    tasks = bench.tasks(count)
     for i in range(count):
         task = tasks[i % len(tasks)]
         steps = bench.steps[task.name]
@@ -332,10 +401,48 @@ def kill_compiling(bench: Bench, count: int) -> Found:
     return found
 
 
+def kill_with_workers(bench: Bench, count: int) -> Found:
+    """SIGKILL of `golden --workers 2` alone: its workers see that it is gone, and end by themselves."""
+    found = Found()
+    if importlib.util.find_spec("distributed") is None:
+        found.seen["left out: no Dask"] += 1
+        return found
+    task = bench.known(WITH_WORKERS)
+    if bench.expected[task.name] != bench.expected[bench.golden().name]:
+        found.problems.append("the bundle is not that of one process")
+    for _ in range(count):
+        place = bench.place()
+        child = bench.start(task, place)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            child.wait(bench.random.uniform(bench.seconds[task.name] / 2, bench.seconds[task.name]))
+        child.kill()
+        status, error = bench.finish(child)
+        until = time.monotonic() + 30
+        while group_lives(child.pid) and time.monotonic() < until:
+            time.sleep(0.05)
+        if group_lives(child.pid):
+            found.problems.append("its workers live on")
+            os.killpg(child.pid, signal.SIGKILL)
+        if status == -signal.SIGKILL:
+            bench.after_kill(task, place, found)
+        else:
+            found.seen["ended before"] += 1
+    return found
+
+
+def group_lives(group: int) -> bool:
+    """Whether a process of the group is there."""
+    try:
+        os.killpg(group, 0)
+    except ProcessLookupError:
+        return False
+    return True
+
+
 def interrupt(bench: Bench, count: int) -> Found:
     """Ctrl-C and SIGTERM at random moments: nothing is left, at once, and the exit status says so."""
     found = Found()
-    tasks = bench.tasks()
+    tasks = bench.tasks(count)
     for i in range(count):
         task = tasks[i % len(tasks)]
         number, told = [(signal.SIGINT, 130), (signal.SIGTERM, 143)][i // len(tasks) % 2]
@@ -353,14 +460,17 @@ def interrupt(bench: Bench, count: int) -> Found:
             os.kill(child.pid, number)
         status, error = bench.finish(child)
         found.tried += 1
-        done = (place / task.out).exists()
-        found.seen["whole" if done else "removed"] += 1
+        if status == 1 and error.startswith("Fatal Python error: init_import_site") and not os.listdir(place):
+            found.seen["Python had not started"] += 1  # and says so in its own way; nothing of ours has run
+            continue
+        done = status == 0 or ((place / task.out).exists() and not task.resumes)
+        found.seen["whole" if done else "removed" if not os.listdir(place) else "in part"] += 1
         # before the command has begun Python itself ends, by the signal: a shell calls that 130 and 143 too
         if status not in ((0, told, -number) if done else (told, -number)):
             found.problems.append(f"{task.name}: ends with {status}, not {told}: {error.strip()}")
         if status == 130 and error.splitlines()[-1:] != ["intsim: interrupted"]:
             found.problems.append(f"{task.name}: says {error.strip()!r}")
-        problem = bench.whole(task, place) if done else (os.listdir(place) and f"{os.listdir(place)} stays")
+        problem = bench.whole(task, place) if done else bench.aborted(task, place)
         if problem:
             found.problems.append(f"{task.name}, status {status}: {problem}")
     return found
@@ -369,11 +479,12 @@ def interrupt(bench: Bench, count: int) -> Found:
 def full_disk(bench: Bench, count: int) -> Found:
     """A disk that fills up at a random byte (a tmpfs), or a limit on the size of files where none can be mounted."""
     found = Found()
-    tasks = bench.tasks()
+    tasks = bench.tasks(count)
     for i in range(count):
         task = tasks[i % len(tasks)]
         place = bench.place()
-        allowed = max(1, int(bench.bytes[task.name] * bench.random.uniform(0, 0.95)))
+        # a page less than all at most, for a tmpfs has whole pages
+        allowed = max(1, int((bench.bytes[task.name] - 4096) * bench.random.uniform(0, 0.95)))
         with small_disk(place, allowed) as mounted:
             found.seen["tmpfs" if mounted else "limit on files"] += 1
             status, error = bench.finish(
@@ -382,8 +493,9 @@ def full_disk(bench: Bench, count: int) -> Found:
             found.tried += 1
             if status != 2 or not re.match(r"intsim: \S+: cannot be \w+: (No space left|File too large)", error):
                 found.problems.append(f"{task.name}, {allowed} bytes: ends with {status}: {error.strip()}")
-            if os.listdir(place):
-                found.problems.append(f"{task.name}, {allowed} bytes: {os.listdir(place)} stays")
+            left = bench.strange(task, place, killed=False) if task.resumes else os.listdir(place)
+            if left:
+                found.problems.append(f"{task.name}, {allowed} bytes: {left} stays")
         problem = bench.rerun(task, place)
         if problem:
             found.problems.append(f"{task.name}: {problem}")
@@ -426,7 +538,7 @@ def read_only_folder(bench: Bench, count: int) -> Found:
     if wrap is None:
         found.seen["left out: root, and no setpriv"] += 1
         return found
-    for task in bench.tasks()[:count]:
+    for task in bench.tasks(count):
         place = bench.place()
         place.chmod(0o500)
         status, error = bench.finish(bench.start(task, place, wrap=wrap))
@@ -438,9 +550,12 @@ def read_only_folder(bench: Bench, count: int) -> Found:
 
 
 def two_at_once(bench: Bench, count: int) -> Found:
-    """Two runs with one target: a folder is made by one and the other refuses; a file is whole, whoever was last."""
+    """Two runs with one target: a bundle is made by one and the other refuses; a file is whole, whoever was last.
+
+    Two sweeps do each what they do not find; the results are the same.
+    """
     found = Found()
-    tasks = bench.tasks()
+    tasks = bench.tasks(count)
     for i in range(count):
         task = tasks[i % len(tasks)]
         place = bench.place()
@@ -451,7 +566,8 @@ def two_at_once(bench: Bench, count: int) -> Found:
         found.tried += 1
         statuses = sorted(status for status, _ in both)
         found.seen[f"statuses {statuses}"] += 1
-        if statuses not in ([0, 2], [0, 0]) or (statuses == [0, 0] and task.name == "golden"):
+        allowed = {"golden": ([0, 2],), "quantize": ([0, 2], [0, 0])}
+        if statuses not in allowed.get(task.name, ([0, 0],)):
             found.problems.append(f"{task.name}: {both}")
         if statuses == [0, 2]:
             refusal = next(error for status, error in both if status)
@@ -501,6 +617,7 @@ def damage(rng: random.Random, files: list[Path], anyhow: bool) -> None:
             continue
         data = bytearray(contents[i])
         way = rng.randrange(7) if anyhow else i % 6
+        assert data, f"{file.name}: the run after the last damage did not write it anew"
         if way == 0:
             del data[rng.randrange(len(data)) :]
         elif way == 1:
@@ -583,9 +700,10 @@ class Row:
 
 
 ROWS = [
-    Row("kill by the clock", kill_by_clock, 1, 4),
+    Row("kill by the clock", kill_by_clock, 1, 3),
     Row("kill by the step", kill_by_step, 0.3, 2),
     Row("kill, no kernels yet", kill_compiling, 0.05, 0),
+    Row("kill, with workers", kill_with_workers, 0.03, 0),
     Row("Ctrl-C and SIGTERM", interrupt, 0.2, 2),
     Row("full disk", full_disk, 0.1, 1),
     Row("read-only folder", read_only_folder, 0.01, 1),
@@ -595,18 +713,28 @@ ROWS = [
 ]
 
 
+def write_rows(path: str, rows: list[dict[str, object]]) -> None:
+    """A JSON list of rows, each with its command and commit, in the order of the table."""
+    called = origin("python tests/faults.py")
+    found = {row["fault"]: row for row in json.loads(Path(path).read_text())} if Path(path).exists() else {}
+    found.update({row["fault"]: {**row, **called} for row in rows})
+    write_report(path, [found[row.name] for row in ROWS if row.name in found])
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--kills", type=int, default=200)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--only", default="", help="rows whose name has this in it")
+    parser.add_argument("--but", help="not rows whose name has this in it")
+    parser.add_argument("--json", help="file for the table; rows that it has of another call stay")
     options = parser.parse_args()
-    bad = 0
+    bad, rows = 0, []
     with tempfile.TemporaryDirectory(prefix="intsim-faults-") as folder:
         bench = Bench(Path(folder), options.seed)
         print(f"{'fault':22} {'times':>6} {'clean':>6}   what was seen", flush=True)
         for row in ROWS:
-            if options.only not in row.name:
+            if options.only not in row.name or (options.but is not None and options.but in row.name):
                 continue
             count = max(2, round(options.kills * row.share))
             found = row.make(bench, count)
@@ -616,6 +744,9 @@ def main() -> int:
             print(f"{row.name:22} {found.tried:>6} {clean:>6}   {seen}", flush=True)
             for problem in found.problems:
                 print(f"    {problem}", flush=True)
+            rows.append({"fault": row.name, "times": found.tried, "clean": clean, "seen": dict(found.seen)})
+    if options.json is not None:
+        write_rows(options.json, rows)
     return 1 if bad else 0
 
 

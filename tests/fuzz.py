@@ -1,6 +1,6 @@
 """Hostile files: seeded mutations of good ones, given to every reader.
 
-    python tests/fuzz.py --cases 100000 --seed 1            # make fuzz; `make test` runs 5,000 through test_fuzz.py
+    python tests/fuzz.py --cases 100000 --seed 1 2          # make fuzz; `make test` runs 5,000 through test_fuzz.py
     python tests/fuzz.py --reader png --case 1234 --keep DIR  # one case again, its file kept
 
 Each case is one mutated file and one call of one reader, which must refuse it with a UserError of one line, or take
@@ -36,6 +36,7 @@ from typing import Any, NamedTuple
 
 sys.path[:0] = [str(Path(__file__).resolve().parent.parent), str(Path(__file__).resolve().parent)]
 
+from fault_report import origin, write_report
 from fuzz_readers import READERS, Case, Reader
 
 from intsim.errors import UserError
@@ -349,14 +350,37 @@ def report(result: Result) -> Iterator[str]:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--cases", type=int, default=100_000)
-    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--seed", type=int, nargs="+", default=[1], help="so many runs, of other files each")
     parser.add_argument("--jobs", type=int, default=len(os.sched_getaffinity(0)))
     parser.add_argument("--reader", action="append", choices=[r.name for r in READERS])
     parser.add_argument("--case", type=int, help="this case alone")
     parser.add_argument("--keep", help="folder for the files of failures")
+    parser.add_argument("--json", help="file for the counts")
     args = parser.parse_args()
     if args.keep is not None:
         Path(args.keep).mkdir(parents=True, exist_ok=True)
+    failed, runs = 0, []
+    for seed in args.seed:
+        result, seconds = run(args, seed)
+        print("\n".join(report(result)))
+        print(f"{seconds:.0f} s, seed {seed}", flush=True)
+        failed += len(result.failures)
+        runs.append(counted(result, seed))
+    if args.json is not None:
+        write_report(args.json, {**origin("python tests/fuzz.py"), "runs": runs})
+    return 1 if failed else 0
+
+
+def counted(result: Result, seed: int) -> dict[str, Any]:
+    """A run as JSON has it."""
+    readers: dict[str, dict[str, int]] = {}
+    for (name, verdict), count in sorted(result.counts.items()):
+        readers.setdefault(name, {})[verdict] = count
+    return {"seed": seed, "files": result.counts.total(), "failures": len(result.failures), "readers": readers}
+
+
+def run(args: argparse.Namespace, seed: int) -> tuple[Result, float]:
+    """The cases of a seed, and the seconds that they took; says on standard error how far it is."""
     start_time, told = time.monotonic(), 0.0
 
     def progress(done: int) -> None:
@@ -365,10 +389,8 @@ def main() -> int:
             told = time.monotonic()
             print(f"{done:,} of {args.cases:,}, {told - start_time:.0f} s", file=sys.stderr, flush=True)
 
-    result = fuzz(args.cases, args.seed, args.reader, args.jobs, args.keep, args.case, progress)
-    print("\n".join(report(result)))
-    print(f"{time.monotonic() - start_time:.0f} s, seed {args.seed}")
-    return 1 if result.failures else 0
+    result = fuzz(args.cases, seed, args.reader, args.jobs, args.keep, args.case, progress)
+    return result, time.monotonic() - start_time
 
 
 if __name__ == "__main__":

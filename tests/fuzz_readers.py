@@ -65,7 +65,8 @@ class Reader:
         """Mutation `number`: the same for the same seed, whatever ran before."""
         rng = random.Random(f"{seed} {self.name} {number}")
         good = rng.choice(self.good)
-        return Case(self.mutate(good, rng.choice(self.good), rng), good)
+        data = self.mutate(good, rng.choice(self.good), rng)
+        return Case(data, data if data in self.good else good)  # one good file may become another
 
 
 def sha(*parts: object) -> str:
@@ -723,6 +724,95 @@ def right_vectors(path: Path, good: bytes) -> str:
     return sha(len(lines), 0, None)
 
 
+# Results of a sweep, which a rerun takes; ablations and scheduler files
+
+
+def swept(folder: Path) -> Any:
+    from golden.images import open_images
+    from golden.sweep import Point, Sweep
+
+    images = open_images(folder / "data.npz", SIZE.image)
+    return Sweep([Point("accumulator-bits", 12, "wrap")], images, images, folder / "sweep", "x", threads=1)
+
+
+def prepare_sweep(folder: Path) -> None:
+    from intsim.whatif import Rule, narrow
+
+    program = random_program(3, SIZE)
+    rng = np.random.default_rng(0)
+    np.savez(folder / "data.npz", images=rng.integers(0, 256, (5, *SIZE.image), dtype=np.uint8), labels=[0, 1, 0, 1, 1])
+
+    def make(point: Any) -> Any:
+        return program if point is None else narrow(program, [Rule("accumulators", 12, "wrap")])
+
+    swept(folder).run(make)
+
+
+def sweep_samples(folder: Path) -> list[bytes]:
+    return [(folder / "sweep" / "reference.json").read_bytes()]
+
+
+def read_sweep(path: Path) -> str:
+    found = swept(path.parent.parent)
+    return sha(json.dumps(found.result(), sort_keys=True)) if len(found.done) == 2 else "not all is done"
+
+
+def right_sweep(path: Path, good: bytes) -> str | None:
+    """Its content is that of the good file, whatever the white space."""
+    return read_sweep(path) if json.loads(path.read_bytes()) == json.loads(good) else None
+
+
+def mutate_text_json(data: bytes, other: bytes, rng: random.Random) -> bytes:
+    """Its bytes, or its content."""
+    if rng.random() < 0.5:
+        return mutate_bytes(data, other, rng)
+    return json.dumps(mutate_json(json.loads(data), rng)).encode()
+
+
+def ablation_samples(folder: Path) -> list[bytes]:
+    rows = [{"name": "all", "top1": 71.5, "agreement": None}, {"name": "state", "top1": 70, "agreement": 99.25}]
+    return [json.dumps({"n": 10, "rows": rows}).encode(), json.dumps({"rows": rows[:1], "more": [1, {}]}).encode()]
+
+
+def read_ablation_file(path: Path) -> str:
+    from golden.commands.report import read_ablation
+
+    found = read_ablation(str(path), random_program(3, SIZE))
+    assert found is not None
+    return sha(found["n"], [(row["name"], row["top1"], row["agreement"]) for row in found["rows"]])
+
+
+def right_ablation(path: Path, good: bytes) -> str:
+    content = json.loads(path.read_bytes())
+    n = content.get("n")
+    assert n is None or (type(n) is int and n > 0)
+    rows = []
+    for row in content["rows"]:
+        figures = [row["top1"], row["agreement"]]
+        assert all(f is None or (type(f) in (int, float) and 0 <= f <= 100) for f in figures)
+        rows.append((str(row["name"]), *(None if f is None else float(f) for f in figures)))
+    assert any(top1 is not None or agreement is not None for _, top1, agreement in rows)
+    return sha(n, rows)
+
+
+def scheduler_samples(folder: Path) -> list[bytes]:
+    return [b'{"type": "Scheduler", "id": "Scheduler-1", "address": "tcp://10.0.0.1:8786", "workers": {}}']
+
+
+def read_scheduler(path: Path) -> str:
+    from golden.cluster.connect import scheduler_address
+
+    return sha(scheduler_address(path))
+
+
+def right_scheduler(path: Path, good: bytes) -> str:
+    address = json.loads(path.read_bytes())["address"]
+    assert 3 <= len(address) < 310 and not set(address) - set(ADDRESS_LETTERS) and "inproc" not in address
+    return sha(address)
+
+
+ADDRESS_LETTERS = "".join(map(chr, range(33, 127)))
+
 READERS = [
     Reader("program", "p.safetensors", program_samples, read_program, unchanged(read_program), 40),
     Reader("program-sealed", "p.safetensors", program_samples, read_sealed, hash_of_program, 20, mutate_sealed),
@@ -746,6 +836,9 @@ READERS = [
     Reader("jpeg", "i.jpg", image_samples("JPEG"), read_one_image, right_image, 10),
     Reader("image", "i.img", image_samples("BMP", "GIF", "PPM", "TIFF", "WEBP"), read_one_image, right_image, 6),
     Reader("labels", "set/labels.csv", labels_samples, read_labels, right_labels, 4, prepare=prepare_labels),
+    Reader("sweep", "sweep/reference.json", sweep_samples, read_sweep, right_sweep, 4, mutate_text_json, prepare_sweep),
+    Reader("ablation", "a.json", ablation_samples, read_ablation_file, right_ablation, 3, mutate_text_json),
+    Reader("scheduler", "s.json", scheduler_samples, read_scheduler, right_scheduler, 2, mutate_text_json),
 ]  # fmt: skip
 
 

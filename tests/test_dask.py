@@ -303,8 +303,18 @@ def test_what_cannot_be_reached(monkeypatch, program, pictures, tmp_path):
         with pytest.raises(UserError, match=f"^the scheduler at {address} cannot be reached within 1 s: "):
             with Cluster(scheduler=address) as cluster:
                 cluster.run(program.file, Counts(), pictures)
-    with pytest.raises(UserError, match="there is no such scheduler file"):
-        with Cluster(scheduler=str(tmp_path / "none.json")) as cluster:
+    for text, told in (
+        (None, "there is no such scheduler file"),
+        ("{", "is not JSON"),
+        ("[" * 100_000, "is not JSON"),
+        ('{"address": ["tcp://h:1"]}', "holds no address"),
+        ('{"address": "inproc://h/1/2"}', "holds no address"),
+        (" " * (1 << 20) + "{}", "more than the 1048576"),
+    ):
+        file = tmp_path / "s.json"
+        if text is not None:
+            file.write_text(text)
+        with pytest.raises(UserError, match=f"s.json: .*{told}"), Cluster(scheduler=str(file)) as cluster:
             cluster.run(program.file, Counts(), pictures)
 
 

@@ -130,6 +130,22 @@ def test_a_leftover_taken_before_it_is_locked_is_made_again(tmp_path: Path, monk
     assert names(tmp_path) == ["folder"] and taken
 
 
+def test_an_interrupt_while_a_temporary_name_is_made_leaves_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(handle: int) -> bool:
+        assert len(names(tmp_path)) == 1
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(files, "_lock", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        write_atomically(tmp_path / "file", b"x")
+    for folder in (new_folder, files.scratch_folder):
+        with pytest.raises(KeyboardInterrupt), folder(tmp_path / "folder"):
+            pass
+        assert names(tmp_path) == []
+
+
 def test_without_locks_nothing_is_removed(killed: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def none(*anything: Any) -> None:
         raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
@@ -231,6 +247,20 @@ def test_damaged_code_is_compiled_anew(small: Kernel) -> None:
         small.file().write_bytes(damaged)
         assert small.run() == (21, False, "")
     assert small.run() == (21, True, "")
+
+
+def test_code_of_another_function_is_not_used(small: Kernel) -> None:
+    """Functions of one signature and bytecode, that differ in a constant: their files are exchanged."""
+    twins = KERNEL.replace("FUNCTION", "f").replace("CONSTANT", "+ 1")
+    twins = twins.replace("print(f(20))", "@common.kernel\ndef g(a):\n    return a + 2\nprint(100 * f(20) + g(20))")
+    (small.folder / "small.py").write_text(twins)
+    assert small.run() == (2122, False, "")
+    assert small.run() == (2122, True, "")
+    one, other = sorted(small.cache.rglob("*.kernel"))
+    content = one.read_bytes()
+    one.write_bytes(other.read_bytes())
+    other.write_bytes(content)
+    assert small.run() == (2122, False, "")
 
 
 def test_without_a_folder_nothing_is_kept(small: Kernel) -> None:

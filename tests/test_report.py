@@ -290,7 +290,9 @@ def test_command_refuses(small, tmp_path, monkeypatch):
     refused("there is no folder", "--out", tmp_path / "none" / "r.html")
     refused("is a folder", "--out", tmp_path)
     bad = tmp_path / "bad.json"
-    for text in ("{", "[]", '{"rows": []}', '{"rows": [{"name": "x", "top1": 101, "agreement": null}]}'):
+    good = '{"n": %s, "rows": [{"name": "x", "top1": 1, "agreement": null}]}'
+    rows = ('{"rows": []}', '{"rows": [{"name": "x", "top1": 101, "agreement": null}]}')
+    for text in (good % "true", good % 0, good % f'"{"A" * 5000}"', "{", "[" * 100_000, "[]", *rows):
         bad.write_text(text)
         refused(str(bad), "--out", out, "--ablation", bad)
     pytest.importorskip("torch")

@@ -556,7 +556,16 @@ def test_a_damaged_result_is_refused(model: Path, data: Path, tmp_path: Path) ->
     assert not (out / "sweep.png").exists()
     (out / "reference.json").write_text("{")
     result = swept(model, data, out, "--no-plot", values="12")
-    assert result.exit_code == 2 and "reference.json: cannot be read" in result.stderr
+    assert result.exit_code == 2 and "reference.json: is not JSON" in result.stderr
+    (out / "reference.json").unlink()
+    point = out / "accumulator-bits-12-wrap.json"
+    changed = json.loads(point.read_text())
+    changed["correct"] += 1
+    point.write_text(json.dumps(changed))
+    result = swept(model, data, out, "--no-plot", "--overflow", "wrap", values="12")
+    assert result.exit_code == 2 and "was changed or is damaged" in result.stderr
+    point.unlink()
+    assert swept(model, data, out, "--no-plot", "--overflow", "wrap", values="12").exit_code == 0
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,6 @@ import contextlib
 import os
 import secrets
 import shutil
-import tempfile
 import uuid
 from collections.abc import Callable, Iterator
 from concurrent.futures import Executor, ThreadPoolExecutor
@@ -26,6 +25,7 @@ from golden.cluster.ranges import Part
 from golden.formats import Style
 from golden.images import Images
 from intsim.errors import UserError
+from intsim.files import scratch_folder
 from intsim.program import Program
 
 TOKEN = "token"
@@ -93,22 +93,17 @@ def worker_name() -> str:
 
 
 @contextlib.contextmanager
-def open_workshop(folder: Path) -> Iterator[tuple[Path, str]]:
-    """(a new folder beside `folder` for unfinished images, what its file TOKEN holds); it is removed at the end."""
+def open_workshop(out: Path) -> Iterator[tuple[Path, str]]:
+    """(a new folder beside the bundle `out` for unfinished images, what its file TOKEN holds), while the block runs."""
     token = secrets.token_hex(16)
-    place = Path(tempfile.mkdtemp(prefix=f"{folder.name}.", suffix=".workshop", dir=folder.parent))
-    try:
+    with scratch_folder(out.absolute()) as place:
         (place / TOKEN).write_text(token, encoding="ascii")
         yield place, token
-    finally:
-        away = place.with_name(f"{place.name}.{uuid.uuid4().hex}")
-        with contextlib.suppress(OSError):
-            os.rename(place, away)  # under this name no worker adds to it while it is removed
-        shutil.rmtree(away, ignore_errors=True)
 
 
 def write_images(
     cluster: Cluster,
+    out: Path,
     folder: Path,
     program_file: bytes,
     images: Images,
@@ -118,10 +113,11 @@ def write_images(
 ) -> manifest.Packed:
     """Writes `folder`/images/0000 and so on by the workers of a cluster; returns their entries in order.
 
+    folder: that which will be renamed to `out`.
     Raises UserError for what `Cluster.run` does, and if the workers do not share the folder.
     """
     folder = folder.absolute()
-    with open_workshop(folder) as (workshop, token):
+    with open_workshop(out) as (workshop, token):
         work = WriteImages(str(folder), str(workshop), token, tuple(names), style, cluster.threads)
         parts = cluster.run(program_file, work, images, progress)
     entries = manifest.Packed()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import re
 import shutil
 import signal
 import tempfile
@@ -17,10 +18,13 @@ from golden.cluster.ranges import Progress, Runner
 from golden.cluster.worker import Work
 from golden.extras import need
 from golden.images import Images
+from golden.safe import read_json
 from intsim.engine import available_threads
 from intsim.errors import UserError
 
 TIMEOUT = 30  # seconds in which a scheduler must answer
+ADDRESS = re.compile(r"(?:(?:tcp|tls|wss?)://)?[\w.:%\[\]-]{3,300}", re.ASCII)
+SCHEDULER_FILE_BYTES = 1 << 20  # a scheduler file has no more
 SETTINGS = {
     # a Program is larger than what Dask thinks one task should be; it is sent once
     "distributed.admin.large-graph-warning-threshold": "16 GiB",
@@ -107,14 +111,12 @@ class Cluster:
             local = Client(self._start(self.workers), direct_to_workers=True, set_as_default=False)
             return self._stack.enter_context(local)
         assert self.scheduler is not None
-        where: dict[str, Any] = {"address": self.scheduler}
-        if self.scheduler.endswith(".json"):
-            if not Path(self.scheduler).is_file():
-                raise UserError(f"{self.scheduler}: there is no such scheduler file")
-            where = {"scheduler_file": self.scheduler}
+        address = self.scheduler
+        if address.endswith(".json"):
+            address = scheduler_address(Path(address))
         try:
-            return self._stack.enter_context(Client(**where, timeout=TIMEOUT, set_as_default=False))
-        except (OSError, ValueError, RuntimeError) as problem:
+            return self._stack.enter_context(Client(address, timeout=TIMEOUT, set_as_default=False))
+        except (OSError, ValueError, RuntimeError, TypeError, AssertionError) as problem:  # of addresses, too
             raise UserError(
                 f"the scheduler at {self.scheduler} cannot be reached within {TIMEOUT} s: {problem}"
             ) from None
@@ -139,6 +141,17 @@ class Cluster:
         except (OSError, RuntimeError, TimeoutError) as problem:
             raise UserError(f"{workers} workers cannot be started on this machine: {problem}") from None
         return self._stack.enter_context(cluster)
+
+
+def scheduler_address(path: Path) -> str:
+    """The address that a scheduler file of Dask holds.  UserError if it holds none."""
+    if not path.is_file():
+        raise UserError(f"{path}: there is no such scheduler file")
+    found = read_json(path, SCHEDULER_FILE_BYTES)
+    address = found.get("address") if isinstance(found, dict) else None
+    if not isinstance(address, str) or not ADDRESS.fullmatch(address):
+        raise UserError(f"{path}: is no scheduler file of Dask: it holds no address such as tcp://HOST:PORT")
+    return address
 
 
 @contextlib.contextmanager

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -30,6 +29,7 @@ if TYPE_CHECKING:
     from intsim.program import Program
 
 COUNT = 64  # images, where --count does not say
+ABLATION_BYTES = 1 << 20  # a file of --ablation has no more
 
 
 @click.command(
@@ -164,13 +164,16 @@ def read_ablation(path: str | None, program: Program) -> dict[str, Any] | None:
             return ablation_of(program.provenance["ablation"], "the Program")
         except (KeyError, TypeError, ValueError):
             return None
+    from golden.safe import read_json
+    from intsim.program_file import one_line
+
+    found = read_json(Path(path), ABLATION_BYTES)
     try:
-        return ablation_of(json.loads(Path(path).read_text(encoding="utf-8")), Path(path).name)
-    except OSError as problem:
-        raise UserError(f"{path}: cannot be read: {problem.strerror}") from None
+        return ablation_of(found, Path(path).name)
     except (KeyError, TypeError, ValueError) as problem:
         wanted = "{n, rows: [{name, top1, agreement}]} in percent"
-        raise UserError(f"{path}: is no ablation, {wanted}: {type(problem).__name__}: {problem}") from None
+        told = f"{path}: is no ablation, {wanted}: {type(problem).__name__}: {problem}"
+        raise UserError(one_line(told)) from None
 
 
 def ablation_of(found: Any, source: str) -> dict[str, Any]:
@@ -181,7 +184,7 @@ def ablation_of(found: Any, source: str) -> dict[str, Any]:
     n = found.get("n")
     if all(row["top1"] is None and row["agreement"] is None for row in rows):
         raise ValueError("it has no figure")
-    if n is not None and not (isinstance(n, int) and n > 0):
+    if n is not None and not (type(n) is int and n > 0):  # JSON's true is an int as well
         raise ValueError(f"n is {n!r}, must be a number of images")
     return {"source": source, "n": n, "rows": rows}
 

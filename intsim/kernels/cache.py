@@ -88,8 +88,11 @@ class KernelCache(FunctionCache):
                 path.unlink()
 
     def _index_key(self, sig: Any, codegen: Any) -> tuple[Any, ...]:
-        """Everything that the code depends on; Numba's own key has only the bytecode of the function itself."""
-        sources = (self._impl.locator.get_source_stamp(), source_digest())
+        """Everything that the code depends on; Numba's own key has only the bytecode of the function itself.
+
+        The name is among it: `a + 1` and `a + 2` have one bytecode, and a file may come to lie under another's name.
+        """
+        sources = (self._impl.filename_base, self._impl.locator.get_source_stamp(), source_digest())
         return (*super()._index_key(sig, codegen), numba.__version__, llvmlite.__version__, *sources)
 
     def _place(self, key: tuple[Any, ...]) -> Path:

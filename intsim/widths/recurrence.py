@@ -93,6 +93,8 @@ class Scan:
 
         F_d(H) <= H  if and only if  (2^m - abar) H >= b + up - 2^m + 1     with round_shift(v, m) <= (v + up) >> m
         F_d(L) >= L  if and only if  (2^m - abar) L <= b + down             with round_shift(v, m) >= (v + down) >> m
+
+        but in half_even, where at a tie an even H or L holds that is one unit (and by 1 of the right side) nearer.
         """
         half, one = 1 << (self.m - 1), 1 << self.m
         up = 0 if self.mode == "floor" else half
@@ -100,10 +102,17 @@ class Scan:
         smallest, largest = limits(self.bits, True)
         slack = one - self.abar
         divisor = np.maximum(slack, 1)
+        even = self.mode == "half_even"
         need = b[1] + up - one + 1
-        high = np.where(slack > 0, -(-need // divisor), np.where(need > 0, largest, 0)).max(axis=-1)
+        high = -(-need // divisor)
+        high -= even & (high % 2 == 1) & (slack * (high - 1) == need - 1)
+        high = np.where(slack > 0, high, np.where(need > even, largest, 0)).max(axis=-1)
+        high += even & ((slack == 0) & (need == 1)).any(axis=-1) & (high % 2 == 1)
         need = b[0] + down
-        low = np.where(slack > 0, need // divisor, np.where(need < 0, smallest, 0)).min(axis=-1)
+        low = need // divisor
+        low += even & (low % 2 == 1) & (slack * (low + 1) == need + 1)
+        low = np.where(slack > 0, low, np.where(need < -even, smallest, 0)).min(axis=-1)
+        low -= even & ((slack == 0) & (need == -1)).any(axis=-1) & (low % 2 == 1)
         return Range.of(np.clip(low, smallest, 0), np.clip(high, 0, largest))
 
     def rescaled(self, h: Range, step: int) -> Range:
@@ -153,7 +162,7 @@ def solve_part(v: View, delta: Range, u: Range, b_in: Range, part: slice) -> Rec
     for round_ in range(MAX_ROUNDS + 1):
         changed = False
         for s in shifts:
-            reads = [before[s], *(scan.rescaled(h[r], s - r) for r, to in pairs if to == s and r != s)]
+            reads = [before[s], *(scan.rescaled(h[r], s - r) for r, to in pairs if to == s)]
             found = hull(reads)
             grown = (found.low < before[s].low) | (found.high > before[s].high)
             if not grown.any():
