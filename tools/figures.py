@@ -23,7 +23,7 @@ import widths_table
 
 from intsim.files import write_atomically
 
-PAGES = {"README.md": ("ablation", "figures"), "docs/FIGURES.md": ("gpu", "widths", "bench")}  # names of their tables
+PAGES = {"README.md": ("ablation", "figures", "bits"), "docs/FIGURES.md": ("gpu", "widths", "bench")}  # names of their tables
 MODELS = {"vim_cifar10": "embedded model", "embedded": "embedded model", "tiny": "Vim-Tiny"}  # of the reports
 Report = dict[str, Any]
 
@@ -54,7 +54,7 @@ def gpu(report: Report) -> str:
 
 
 def figures(reports: dict[str, Report]) -> str:
-    """The README's few figures: agreement, widths, speed."""
+    """The README's few figures: agreement and speed."""
     gpu, onnx, bench = reports["gpu"], reports["onnx"], reports["bench"]
     rows = [
         (
@@ -66,12 +66,6 @@ def figures(reports: dict[str, Report]) -> str:
             f"{onnx['elements']:,} integers, {onnx['mismatches']} mismatches",
         ),
     ]
-    for model in reports["widths"]["models"]:
-        linear = [row for row in model["rows"] if row["operator_kind"] == "linear"]
-        declared, proven, used = (max(row[key] for row in linear) for key in ("declared", "proven", "used"))
-        name = MODELS.get(model["program"]["name"], model["program"]["name"])
-        found = f"{declared} bits declared, {proven} proven enough for every image, {used} used"
-        rows.append((f"accumulators of linear layers, {name}", found))
     for row in bench_report.speed_rows(bench):
         if row["batch"] == 1 and None not in (row["intsim"], row["ratio"]):
             times = f"{bench_report.number(row['ratio'])} times as fast as float32 torch"
@@ -85,6 +79,22 @@ def figures(reports: dict[str, Report]) -> str:
     return "\n".join(["| | measured |", "| --- | --- |", *(f"| {what} | {found} |" for what, found in rows)])
 
 
+def bits(report: Report) -> str:
+    """The README's accumulators, of the operators that multiply: bits proven and used."""
+    models = report["models"]
+    heads = [MODELS.get(model["program"]["name"], model["program"]["name"]) for model in models]
+    lines = [
+        "| accumulator | declared | " + " | ".join(f"needed, {name} | used" for name in heads) + " |",
+        "| --- | --- |" + " --- | --- |" * len(models),
+    ]
+    for rows in zip(*(model["rows"] for model in models), strict=True):
+        name = rows[0]["register"]
+        if name.endswith("acc"):
+            cells = " | ".join(f"{widths_table.proven(row)} | {row['used']}" for row in rows)
+            lines.append(f"| `{name}` | {rows[0]['declared']} | {cells} |")
+    return "\n".join(lines)
+
+
 def tables() -> dict[str, str]:
     """Every table by its name, from the reports."""
     names = ("ablation", "gpu", "onnx", "widths", "bench")
@@ -92,6 +102,7 @@ def tables() -> dict[str, str]:
     return {
         "ablation": ablation(reports["ablation"]),
         "figures": figures(reports),
+        "bits": bits(reports["widths"]),
         "gpu": gpu(reports["gpu"]),
         "widths": widths_table.table(reports["widths"]),
         "bench": bench_report.markdown(reports["bench"]),

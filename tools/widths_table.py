@@ -35,10 +35,14 @@ def table(report: dict[str, Any]) -> str:
         cells = []
         for rows in by_name:
             here = rows[register]
-            enough = "" if here["enough"] is None else f" ({here['enough']})"
-            cells += [f"{here['proven']}{enough}", str(here["used"])]
+            cells += [proven(here), str(here["used"])]
         lines.append(f"| `{register}` | {row['declared']} | {' | '.join(cells)} |")
     return "\n".join(lines)
+
+
+def proven(row: dict[str, Any]) -> str:
+    """The bits proven, and in brackets those that are enough if a value is clamped earlier."""
+    return str(row["proven"]) if row["enough"] is None else f"{row['proven']} ({row['enough']})"
 
 
 def main() -> None:
