@@ -23,7 +23,7 @@ import widths_table
 
 from intsim.files import write_atomically
 
-PAGES = {"README.md": ("ablation", "figures", "bits"), "docs/FIGURES.md": ("gpu", "widths", "bench")}  # names of their tables
+PAGES = {"README.md": ("ablation", "figures", "bits"), "docs/FIGURES.md": ("gpu", "widths", "bench")}  # their tables
 MODELS = {"vim_cifar10": "embedded model", "embedded": "embedded model", "tiny": "Vim-Tiny"}  # of the reports
 Report = dict[str, Any]
 
