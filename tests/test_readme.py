@@ -66,6 +66,22 @@ def test_onnx_report() -> None:
     assert found["elements"] == sum(run["elements"] for run in found["runs"])
 
 
+def test_cluster_report_and_its_text() -> None:
+    """The same bundle whoever made it, a killed worker included; two workers gain; a scheduler stays below 1 GiB."""
+    found = report("cluster")
+    text = (ROOT / "docs/FIGURES.md").read_text()
+    runs = dict(found["runs"])
+    scheduler = runs.pop("scheduler")
+    assert set(runs) == {"one", "1", "2", "4", "kill"} and runs["kill"]["killed"] == 1
+    assert {(run["content_sha256"], run["images"]) for run in runs.values()} == {(runs["one"]["content_sha256"], 2000)}
+    gain = runs["1"]["seconds"] / runs["2"]["seconds"]
+    assert gain >= 1.7 and f"From 1 to 2 workers that is {gain:.2f} times" in text
+    assert scheduler["images"] == 1_000_000 and scheduler["scheduler_peak_bytes"] < 1 << 30
+    peak = f"{scheduler['scheduler_peak_bytes'] / (1 << 20):.0f} MiB"
+    assert f"{scheduler['ranges']:,} ranges held at most {peak}" in text
+    assert found["filesystem"] == "tmpfs" and "(tmpfs)" in text
+
+
 def test_the_bars_are_met() -> None:
     """Float at least 87 %; all-integer at most 0.5 points lower with an 8-bit state, 0.2 with a 16-bit one."""
     found = report("ablation")

@@ -8,7 +8,8 @@
     scheduler  a million images through a scheduler process of its own, whose peak memory is read; workers only count
                them, the network is not run
 
-The images are those of the embedded model, shifted.  --only names some of these parts, --resume goes on with the
+The images are those of the embedded model, shifted.  The bundles are written below --folder, by default that of TMPDIR:
+on one disk workers also wait for each other's files.  --only names some of these parts, --resume goes on with the
 report that --out names.  Exit status: 0 all hashes are the same, 1 they are not.
 """
 
@@ -149,23 +150,34 @@ def through_a_scheduler(folder: Path, count: int) -> dict[str, Any]:
     return {"images": count, "ranges": ranges, "scheduler_peak_bytes": peak, "seconds": round(seconds, 2)}
 
 
+def filesystem(folder: Path) -> str:
+    """Its type, as Linux names it: ext4, tmpfs, nfs4."""
+    mounts = [line.split()[1:3] for line in Path("/proc/self/mounts").read_text().splitlines()]
+    around = [(len(place), kind) for place, kind in mounts if folder.resolve().is_relative_to(place)]
+    return max(around)[1]
+
+
 @click.command()
 @click.option("--out", type=click.Path(path_type=Path), required=True)
 @click.option("--count", default=2000, show_default=True, help="Images of a bundle.")
 @click.option("--layers", multiple=True, default=["layers.*.residual.out"], show_default=True, help="Tensors of it.")
+@click.option("--folder", type=click.Path(exists=True, file_okay=False, path_type=Path), help="Where bundles are made.")
 @click.option("--planned", default=1_000_000, show_default=True, help="Images of the part scheduler.")
 @click.option("--only", default=",".join(PARTS), show_default=True, help="Parts to run.")
 @click.option("--resume", is_flag=True, help="Go on with the report that --out names.")
-def main(out: Path, count: int, layers: tuple[str, ...], planned: int, only: str, resume: bool) -> None:
+def main(
+    out: Path, count: int, layers: tuple[str, ...], folder: Path | None, planned: int, only: str, resume: bool
+) -> None:
+    below = folder or Path(tempfile.gettempdir())
     report: dict[str, Any] = {"cpus": available_threads(), "distributed": distributed.__version__}
-    report.update(layers=list(layers), runs={})
+    report.update(filesystem=filesystem(below), layers=list(layers), runs={})
     if resume:
         report["runs"] = json.loads(out.read_text())["runs"]
     runs = report["runs"]
     for part in only.split(","):
         if part not in PARTS:
             raise click.BadParameter(f"{part}: parts are {', '.join(PARTS)}")
-        folder = Path(tempfile.mkdtemp(prefix="cluster_check."))
+        folder = Path(tempfile.mkdtemp(prefix="cluster_check.", dir=below))
         try:
             if part == "one":
                 runs[part] = bundle(folder, count, layers, None, lambda done: None)

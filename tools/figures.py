@@ -23,7 +23,10 @@ import widths_table
 
 from intsim.files import write_atomically
 
-PAGES = {"README.md": ("ablation", "figures", "bits"), "docs/FIGURES.md": ("gpu", "widths", "bench")}  # their tables
+PAGES = {  # and their tables
+    "README.md": ("ablation", "figures", "bits"),
+    "docs/FIGURES.md": ("gpu", "widths", "bench", "cluster"),
+}
 MODELS = {"vim_cifar10": "embedded model", "embedded": "embedded model", "tiny": "Vim-Tiny"}  # of the reports
 Report = dict[str, Any]
 
@@ -79,6 +82,17 @@ def figures(reports: dict[str, Report]) -> str:
     return "\n".join(["| | measured |", "| --- | --- |", *(f"| {what} | {found} |" for what, found in rows)])
 
 
+def cluster(report: Report) -> str:
+    """A row for each way to make the bundle."""
+    names = {"one": "one process, without Dask", "1": "1 worker", "kill": "4 workers, one of them killed"}
+    lines = ["| bundle made by | seconds | content_sha256 |", "| --- | --- | --- |"]
+    for part, run in report["runs"].items():
+        if part != "scheduler":
+            name = names.get(part, f"{part} workers")
+            lines.append(f"| {name} | {run['seconds']:.1f} | `{run['content_sha256'][:16]}...` |")
+    return "\n".join(lines)
+
+
 def bits(report: Report) -> str:
     """The README's accumulators, of the operators that multiply: bits proven and used."""
     models = report["models"]
@@ -97,7 +111,7 @@ def bits(report: Report) -> str:
 
 def tables() -> dict[str, str]:
     """Every table by its name, from the reports."""
-    names = ("ablation", "gpu", "onnx", "widths", "bench")
+    names = ("ablation", "gpu", "onnx", "widths", "bench", "cluster")
     reports = {name: json.loads((ROOT / "tests" / "reports" / f"{name}.json").read_text()) for name in names}
     return {
         "ablation": ablation(reports["ablation"]),
@@ -106,6 +120,7 @@ def tables() -> dict[str, str]:
         "gpu": gpu(reports["gpu"]),
         "widths": widths_table.table(reports["widths"]),
         "bench": bench_report.markdown(reports["bench"]),
+        "cluster": cluster(reports["cluster"]),
     }
 
 
