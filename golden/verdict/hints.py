@@ -75,7 +75,8 @@ def hints(scene: Scene) -> list[Hint]:
     found: list[Hint] = []
     if unknown is not None and unknown.any():
         count = int(unknown.sum())
-        detail = f"{count} elements have x or z bits: never driven, never reset or never written"
+        elements = "1 element has" if count == 1 else f"{count} elements have"
+        detail = f"{elements} x or z bits: never driven, never reset or never written"
         found.append(Hint("unknown bits", detail, "certain" if not differs.any() else "consistent", count, count))
     if not differs.any():
         return found
