@@ -60,6 +60,12 @@ class Tool(click.Group):
         made: click.Command = importlib.import_module(f"golden.commands.{name}").command
         return made
 
+    def format_commands(self, context: click.Context, formatter: click.HelpFormatter) -> None:
+        """Lists the commands with the whole first sentence of each, where click cuts it off at one line."""
+        commands = [self.get_command(context, name) for name in COMMANDS]
+        with formatter.section("Commands"):
+            formatter.write_dl([(c.name or "", c.get_short_help_str(limit=200)) for c in commands if c is not None])
+
     def main(self, args: Sequence[str] | None = None, prog_name: str | None = None, **extra: Any) -> NoReturn:  # type: ignore[override]
         sys.exit(self.status(list(sys.argv[1:] if args is None else args)))
 
