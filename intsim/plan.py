@@ -36,6 +36,7 @@ class Workers:
 
     def __init__(self, threads: int):
         self.threads = threads
+        self.bell = np.zeros(1, dtype=np.int64)  # see kernels.run
         self._process = 0
         self._work: Work = SimpleQueue()
 
@@ -167,7 +168,8 @@ class Plan:
 
         def part(thread: int) -> None:
             scratch = self.scratch[thread]
-            run(self.steps, self.begins, self.chains, self.tasks, self.phases, counters, scratch, thread)
+            bell = workers.bell
+            run(self.steps, self.begins, self.chains, self.tasks, self.phases, counters, bell, scratch, thread)
 
         workers.call(self.threads, part)
 

@@ -520,7 +520,8 @@ def test_scans(rounding: str, lowest: int, states: int, channels: int) -> None:
                 step = np.array([scan.Scan.code, *numbers], dtype=np.int64)
                 one = [np.array(n, dtype=np.int64) for n in ([0, len(step)], [0], [[0, 1, 0, channels]], [0, 1])]
                 counters = np.zeros(2 * run.COUNTERS, dtype=np.int64)
-                run.run(step, *one, counters, memory.address_of(scratch) + -memory.address_of(scratch) % 64, 0)
+                at = memory.address_of(scratch)
+                run.run(step, *one, counters, np.zeros(1, dtype=np.int64), at + -at % 64, 0)
                 found.append(y)
         assert not (found[0] == 1).all()
         for y in found[1:]:

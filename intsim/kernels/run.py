@@ -25,23 +25,27 @@ from intsim.kernels.select_token import select_token
 
 CLOSED = 1 << 32
 PATIENCE = 20_000  # looks at a counter before the CPU is given away
+ALERT = 200_000  # looks at the bell, some 200 us, before a helper goes to sleep, from which waking takes 100 us
 COUNTERS = 16  # int64 from phase to phase, so that two phases share no cache line
 
 
 @kernel
-def run(steps, begins, chains, tasks, phases, counters, scratch, helper):
+def run(steps, begins, chains, tasks, phases, counters, bell, scratch, helper):
     """What one thread does.
 
     steps int64: the arguments of all steps, each behind its code; begins int64 [n + 1]: where each step begins;
     chains int64: steps of the chains, one after the other; tasks int64 [tasks, 4]: first and behind the last place in
     `chains`, first and behind the last row; phases int64 [phases + 1]: first task of each; counters int64
     [(phases + 1) * COUNTERS], zeros at first: of each phase tasks taken and tasks done, then helpers that came and
-    that left; scratch: address of this thread's memory; helper: 0 for the caller's thread, which returns when all is
-    done.
+    that left; bell int64 [1]: the caller's thread changes it when it begins, for helpers that wait for more work;
+    scratch: address of this thread's memory; helper: 0 for the caller's thread, which returns when all is done.
     """
     door = (phases.shape[0] - 1) * COUNTERS
-    if helper and fetch_add(counters, door, 1) >= CLOSED:
-        return
+    if helper:
+        if fetch_add(counters, door, 1) >= CLOSED:
+            return
+    else:
+        fetch_add(bell, 0, 1)
     for phase in range(phases.shape[0] - 1):
         count = phases[phase + 1] - phases[phase]
         while True:
@@ -86,7 +90,11 @@ def run(steps, begins, chains, tasks, phases, counters, scratch, helper):
             fetch_add(counters, phase * COUNTERS + 8, 1)
         wait_for(counters, phase * COUNTERS + 8, count)
     if helper:
+        heard = fetch(bell, 0)
         fetch_add(counters, door + 8, 1)
+        looks = 0  # without the GIL, which the caller's thread needs now
+        while fetch(bell, 0) == heard and looks < ALERT:
+            looks += 1
     else:
         wait_for(counters, door + 8, fetch_add(counters, door, CLOSED))
 
