@@ -166,7 +166,7 @@ def test_scan_with_large_left_shifts(rounding: str, less: int) -> None:
             program.arrays[op.constants["b_shift"]] -= less
     scans = [k for k in Engine(program)._kernels if k.op.kind == "scan"]
     methods = {k.method for k in scans}  # type: ignore[attr-defined]
-    fast = cpu.choose() == "avx512vnni" and rounding in ("half_up", "floor")
+    fast = cpu.choose() in cpu.WIDE and rounding in ("half_up", "floor")
     assert methods == {scan.TRACED if less == 28 else scan.AVX512 if fast and not less else scan.VECTOR}
     assert all(k.clamps for k in scans) == (less > 0)  # type: ignore[attr-defined]
     got = check(program, images_for(program, 2))
@@ -463,7 +463,7 @@ def test_exp2(m: int, rounding: str) -> None:
             for delta in range(256):
                 exp2.exp2_row(delta, a, 0, 256, f, rom, m, mode, table, delta * 256)
             assert np.array_equal(table.reshape(256, 256), wanted), f
-        if mode <= 1 and cpu.choose() == "avx512vnni":
+        if mode <= 1 and cpu.choose() in cpu.WIDE:
             rows = np.zeros(256 * 256, dtype=np.int32)
             negative_rows(a, f, exp2.packed_rom(rom), m, mode, rows)
             assert np.array_equal(rows.reshape(16, 256, 16).transpose(1, 0, 2).reshape(256, 256), -wanted & 65535), f
@@ -481,7 +481,7 @@ def test_scans(rounding: str, lowest: int, states: int, channels: int) -> None:
     padded, room = -(-states // 16) * 16, -(-channels // 16) * 16
     mode = common.MODES[rounding]
     methods = [scan.VECTOR]
-    if cpu.choose() == "avx512vnni" and mode <= 1 and lowest == -scan.HARMLESS_LEFT and states <= 16:
+    if cpu.choose() in cpu.WIDE and mode <= 1 and lowest == -scan.HARMLESS_LEFT and states <= 16:
         methods.append(scan.AVX512)
     kept: list[Array] = []
 

@@ -21,12 +21,17 @@ from intsim.kernels.dot import (
     PATH,
     ROWS,
     START,
+    TILE,
     VECTORS,
     WIDEST,
     Weights,
+    begin_tiles,
+    end_tiles,
+    finished_rows,
     finished_tile,
     pack_rows,
     products,
+    tile_sums,
 )  # fmt: skip
 from intsim.kernels.memory import int32_at, int64_at
 from intsim.kernels.requantize import Requantize, half_lanes, requantize_lanes, store_lanes
@@ -85,7 +90,7 @@ class Linear(Kernel):
             w.columns,  # the first vector of no segment: more than there are
         ]
         self.row_cost = 50 + weight.size // 200
-        self.scratch = BLOCK * w.depth * 4 + w.inputs + 256 + 64 * v.LANES * 4
+        self.scratch = BLOCK * w.depth * 4 + w.inputs + 256 + 64 * v.LANES * 4 + 256
 
     def inner(self) -> tuple[str, ...]:
         return ("acc",)
@@ -107,10 +112,12 @@ def linear(a, start, stop, scratch):
 def linear_block(a, x, first, rows, scratch):
     """`rows` rows, at most BLOCK, from the address x; `first` counts the rows before, of all images."""
     stride = a[DEPTH] * 4
-    tile, packed = scratch, scratch + 64 * 16 * 4
+    lefts_at, tile, packed = scratch, scratch + 256, scratch + 256 + 64 * 16 * 4
     pack_rows(a, x, rows, packed)
     row_shift = int64_at(a[ROW_SHIFT], a[PERIOD])
-    lefts = int64_at(tile, ROWS)
+    lefts = int64_at(lefts_at, TILE)
+    if a[PATH] == 0:
+        begin_tiles(lefts_at)
     segment = SEGMENTS
     vector = 0
     while vector < a[VECTORS]:
@@ -119,17 +126,28 @@ def linear_block(a, x, first, rows, scratch):
         column = (vector - a[segment + FIRST]) * 16
         size, width = a[segment + SIZE], a[segment + COLUMNS]
         if (
-            a[PATH] == 0 and a[MODE] <= 1 and a[segment + NARROW] and size <= 2 and not a[ACC]
+            a[PATH] <= 1 and a[MODE] <= 1 and a[segment + NARROW] and size <= 2 and not a[ACC]
             and column + 16 * WIDEST <= width
         ):  # fmt: skip
             weights = a[DEPTH] * 64
             target = a[segment + OUT] + (first * width + column) * size
-            for r in range(0, rows, ROWS):
-                for i in range(ROWS):
+            height = TILE if a[PATH] == 0 else ROWS
+            for r in range(0, rows, height):
+                for i in range(height):
                     lefts[i] = row_shift[(first + r + i) % a[PERIOD]] if a[PERIOD] > 1 else row_shift[0]
+                if height == TILE:
+                    tile_sums(
+                        packed + r * stride, stride, a[PACKED] + vector * weights, weights, a[ENDS], a[GROUPS],
+                        a[START] + vector * 64, tile,
+                    )  # fmt: skip
+                    finished_rows(
+                        tile, lefts_at, a[ROUNDED_BIAS] + vector * 64, a[SHIFT] + vector * 64, a[segment + LOW],
+                        a[segment + HIGH], size, min(TILE, rows - r), target + r * width * size, width * size,
+                    )  # fmt: skip
+                    continue
                 finished_tile(
                     packed + r * stride, a[PACKED] + vector * weights, weights, a[DEPTH], a[ENDS], a[GROUPS],
-                    a[START] + vector * 64, tile, a[ROUNDED_BIAS] + vector * 64, a[SHIFT] + vector * 64,
+                    a[START] + vector * 64, lefts_at, a[ROUNDED_BIAS] + vector * 64, a[SHIFT] + vector * 64,
                     a[segment + LOW], a[segment + HIGH], size, min(ROWS, rows - r), target + r * width * size,
                     width * size,
                 )  # fmt: skip
@@ -140,6 +158,8 @@ def linear_block(a, x, first, rows, scratch):
                 done = products(a, packed + r * stride, vector, tile)
                 finish_tile(a, tile, vector, done, first + r, min(ROWS, rows - r))
             vector += done
+    if a[PATH] == 0:
+        end_tiles()
 
 
 @kernel

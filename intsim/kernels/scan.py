@@ -12,6 +12,7 @@ from __future__ import annotations
 import numpy as np
 
 from intsim.arithmetic import limits
+from intsim.kernels import cpu
 from intsim.kernels import vector as v
 from intsim.kernels.base import BATCH, In, Kernel, Out, pad
 from intsim.kernels.common import kernel, round_shift, saturate
@@ -60,7 +61,7 @@ class Scan(Kernel):
         if least >= -LARGEST_LEFT and rom.min() >= 0 and rom.max() <= 1 << 17:
             self.method = VECTOR
             simple = states <= 16 and self.mode <= 1 and packed is not None
-            if self.path == "avx512vnni" and simple and -HARMLESS_LEFT <= least and most <= LARGEST_RIGHT:
+            if self.path in cpu.WIDE and simple and -HARMLESS_LEFT <= least and most <= LARGEST_RIGHT:
                 self.method = AVX512
         self.clamps = int(least < -HARMLESS_LEFT)
         self.numbers = [
