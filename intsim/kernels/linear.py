@@ -56,11 +56,14 @@ class Linear(Kernel):
         self.tokens = x.shape[0]
         row_shift = program.shifts(x.name, "token") if x.group("token") is not None else np.zeros(1, dtype=np.int64)
         segments = [(s["port"], s["start"], s["stop"]) for s in op.attributes["segments"]]
-        self.bind(In("x"), program.shifts(x.name, "channel"), row_shift, segments)
+        weight = self.constant("weight", np.int8)
+        self.bind(In("x"), weight, program.shifts(x.name, "channel"), row_shift, segments)
 
-    def bind(self, x: Argument, column_shift: Array, row_shift: Array, segments: list[tuple[str, int, int]]) -> None:
-        """Packs the weights.  segments: (port, first row of the weights, behind the last)."""
-        weight, shift = self.constant("weight", np.int8), self.constant("shift", np.int64)
+    def bind(
+        self, x: Argument, weight: Array, column_shift: Array, row_shift: Array, segments: list[tuple[str, int, int]]
+    ) -> None:
+        """Packs the weights [O, I].  segments: (port, first row of the weights, behind the last)."""
+        shift = self.constant("shift", np.int64)
         columns: list[Array] = []
         numbers: list[Argument] = []
         shifts: list[Array] = []
