@@ -21,7 +21,7 @@ from intsim.errors import ProgramError, UserError
 from intsim.kernels import KERNELS
 from intsim.kernels.base import Kernel
 from intsim.kernels.narrow import NARROW, Narrow
-from intsim.plan import Plan, Workers
+from intsim.plan import Plan, Workers, allowed_cpus
 from intsim.program import Array, Operator, Program
 from intsim.taps import select
 
@@ -30,10 +30,7 @@ MOST_PLANS = 8  # kept for another run of as many images and the same taps
 
 def available_threads() -> int:
     """Number of CPUs that this process may use."""
-    try:
-        return len(os.sched_getaffinity(0))
-    except AttributeError:
-        return os.cpu_count() or 1
+    return len(allowed_cpus()) or os.cpu_count() or 1
 
 
 class Engine:

@@ -18,7 +18,7 @@ import numpy as np
 
 from intsim.kernels.base import BATCH, In, Kernel, Out
 from intsim.kernels.memory import address_of
-from intsim.kernels.run import COUNTERS, run
+from intsim.kernels.run import COUNTERS, make_bell, run
 from intsim.kernels.scan import BLOCK
 from intsim.program import Array, Program, Tensor
 
@@ -31,12 +31,20 @@ TILE = 4  # rows of a tile of the matrix products: a task has whole tiles
 Work = SimpleQueue[Callable[[], None] | None]
 
 
+def allowed_cpus() -> set[int]:
+    """The CPUs that the calling thread may use; none where the system does not say."""
+    try:
+        return set(os.sched_getaffinity(0))
+    except AttributeError:
+        return set()
+
+
 class Workers:
     """`threads` threads: the caller's, and others that wait for work."""
 
     def __init__(self, threads: int):
         self.threads = threads
-        self.bell = np.zeros(1, dtype=np.int64)  # see kernels.run
+        self.bell = make_bell(threads, allowed_cpus())
         self._process = 0
         self._work: Work = SimpleQueue()
 

@@ -365,6 +365,31 @@ def test_a_late_helper_finds_the_door_closed(program: Program) -> None:
     assert (logits == 7).all() and (p.memory == 7).all()
 
 
+@numba.njit(nogil=True)
+def seated(bell: Array, thread: int) -> None:
+    run.take_seat(bell, thread)
+
+
+@pytest.mark.skipif(len(plan.allowed_cpus()) < 2, reason="needs two CPUs, and a system that says which")
+def test_a_helper_leaves_the_cpu_of_another_thread() -> None:
+    allowed = plan.allowed_cpus()
+    seats = [run.SEATS + 8 * thread for thread in range(3)]
+
+    def helper(taken: int, bell: Array) -> tuple[int, set[int]]:
+        os.sched_setaffinity(0, {taken})
+        bell[seats[0]] = taken + 1
+        seated(bell, 1)
+        return int(bell[seats[1]]) - 1, os.sched_getaffinity(0)
+
+    for cpu_ in allowed:
+        with ThreadPoolExecutor(1) as pool:
+            seat, left = pool.submit(helper, cpu_, run.make_bell(3, allowed)).result()
+        assert seat in left and left == allowed - {cpu_}
+        with ThreadPoolExecutor(1) as pool:  # nowhere to go
+            assert pool.submit(helper, cpu_, run.make_bell(3, {cpu_})).result() == (cpu_, {cpu_})
+    assert plan.allowed_cpus() == allowed  # the caller's thread is never moved
+
+
 def test_threads_end_with_their_workers() -> None:
     before = threading.active_count()
     workers = plan.Workers(3)
@@ -521,7 +546,7 @@ def test_scans(rounding: str, lowest: int, states: int, channels: int) -> None:
                 one = [np.array(n, dtype=np.int64) for n in ([0, len(step)], [0], [[0, 1, 0, channels]], [0, 1])]
                 counters = np.zeros(2 * run.COUNTERS, dtype=np.int64)
                 at = memory.address_of(scratch)
-                run.run(step, *one, counters, np.zeros(1, dtype=np.int64), at + -at % 64, 0)
+                run.run(step, *one, counters, run.make_bell(1, ()), at + -at % 64, 0)
                 found.append(y)
         assert not (found[0] == 1).all()
         for y in found[1:]:

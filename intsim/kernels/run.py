@@ -9,24 +9,31 @@ that comes when the caller's thread is through finds the door closed.
 
 from __future__ import annotations
 
+from collections.abc import Collection
+
+import numpy as np
+
 from intsim.kernels.add import add
 from intsim.kernels.common import kernel
 from intsim.kernels.conv1d import conv1d
 from intsim.kernels.gate import gate
 from intsim.kernels.insert_token import insert_token
 from intsim.kernels.linear import linear
-from intsim.kernels.memory import fetch, fetch_add, give_way
+from intsim.kernels.memory import current_cpu, fetch, fetch_add, give_way, stay_on
 from intsim.kernels.narrow import narrow_conv1d, narrow_gate, narrow_linear, narrow_patch_embed, narrow_scan
 from intsim.kernels.patch_embed import patch_embed
 from intsim.kernels.rmsnorm import rmsnorm
 from intsim.kernels.rom import rom
 from intsim.kernels.scan import scan
 from intsim.kernels.select_token import select_token
+from intsim.program import Array
 
 CLOSED = 1 << 32
 PATIENCE = 20_000  # looks at a counter before the CPU is given away
 ALERT = 200_000  # looks at the bell, some 200 us, before a helper goes to sleep, from which waking takes 100 us
 COUNTERS = 16  # int64 from phase to phase, so that two phases share no cache line
+CPUS = 16  # int64 that have a bit for each CPU
+SEATS = 8 + CPUS  # the first thread's place in `bell`; from thread to thread a cache line
 
 
 @kernel
@@ -37,10 +44,12 @@ def run(steps, begins, chains, tasks, phases, counters, bell, scratch, helper):
     chains int64: steps of the chains, one after the other; tasks int64 [tasks, 4]: first and behind the last place in
     `chains`, first and behind the last row; phases int64 [phases + 1]: first task of each; counters int64
     [(phases + 1) * COUNTERS], zeros at first: of each phase tasks taken and tasks done, then helpers that came and
-    that left; bell int64 [1]: the caller's thread changes it when it begins, for helpers that wait for more work;
-    scratch: address of this thread's memory; helper: 0 for the caller's thread, which returns when all is done.
+    that left; bell: of `make_bell`, the caller's thread changes its first element when it begins, for helpers that wait
+    for more work; scratch: address of this thread's memory; helper: 0 for the caller's thread, which returns when all
+    is done, or the number of another.
     """
     door = (phases.shape[0] - 1) * COUNTERS
+    take_seat(bell, helper)
     if helper:
         if fetch_add(counters, door, 1) >= CLOSED:
             return
@@ -97,6 +106,44 @@ def run(steps, begins, chains, tasks, phases, counters, bell, scratch, helper):
             looks += 1
     else:
         wait_for(counters, door + 8, fetch_add(counters, door, CLOSED))
+
+
+def make_bell(threads: int, cpus: Collection[int]) -> Array:
+    """What the threads of a group share from run to run: int64, [0] the bell, [8 ..] a bit for each of the `cpus` that
+    they may use (none if there are too many to tell), [SEATS + 8 * t] the CPU that thread t was on, and 1."""
+    bell = np.zeros(SEATS + 8 * threads, dtype=np.int64)
+    if max(cpus, default=0) < 64 * CPUS:
+        bits = np.zeros(64 * CPUS, dtype=np.uint8)
+        bits[list(cpus)] = 1
+        bell[8 : 8 + CPUS] = np.packbits(bits, bitorder="little").view(np.int64)
+    return bell
+
+
+@kernel
+def take_seat(bell, thread):
+    """Tells the others on which CPU this thread is; moves away if one of a lower number is on the same.
+
+    Linux likes to wake a thread where its waker runs, and leaves both there for milliseconds: longer than a run.
+    """
+    cpu = current_cpu()
+    for other in range(thread):
+        if fetch(bell, SEATS + 8 * other) == cpu + 1 and cpu >= 0:
+            free = np.zeros(CPUS, dtype=np.int64)
+            any_free = 0
+            for i in range(CPUS):
+                free[i] = fetch(bell, 8 + i)
+            for lower in range(thread):
+                taken = fetch(bell, SEATS + 8 * lower) - 1
+                if 0 <= taken < 64 * CPUS:
+                    free[taken >> 6] &= ~(np.int64(1) << (taken & 63))
+            for i in range(CPUS):
+                any_free |= free[i]
+            if any_free:
+                stay_on(free, 0, CPUS)
+                cpu = current_cpu()
+            break
+    seat = SEATS + 8 * thread
+    fetch_add(bell, seat, cpu + 1 - fetch(bell, seat))
 
 
 @kernel
