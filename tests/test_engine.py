@@ -345,7 +345,8 @@ def test_an_error_in_a_worker_is_raised() -> None:
 
 
 def test_a_late_helper_finds_the_door_closed(program: Program) -> None:
-    """It touches nothing: neither tasks nor its memory."""
+    """It touches nothing: neither tasks nor its memory, nor the thread that it is."""
+    allowed = plan.allowed_cpus()
     images = images_for(program, 1)
     bound = Engine(program, threads=1)._kernels
     p = plan.Plan(program, bound, 1, {program.logits}, 2)
@@ -362,7 +363,7 @@ def test_a_late_helper_finds_the_door_closed(program: Program) -> None:
     logits[:] = 7
     p.memory[:] = 7
     calls[0](1)
-    assert (logits == 7).all() and (p.memory == 7).all()
+    assert (logits == 7).all() and (p.memory == 7).all() and plan.allowed_cpus() == allowed
 
 
 @numba.njit(nogil=True)

@@ -49,12 +49,12 @@ def run(steps, begins, chains, tasks, phases, counters, bell, scratch, helper):
     is done, or the number of another.
     """
     door = (phases.shape[0] - 1) * COUNTERS
-    take_seat(bell, helper)
     if helper:
         if fetch_add(counters, door, 1) >= CLOSED:
             return
     else:
         fetch_add(bell, 0, 1)
+    take_seat(bell, helper)
     for phase in range(phases.shape[0] - 1):
         count = phases[phase + 1] - phases[phase]
         while True:
