@@ -26,7 +26,7 @@ GRAIN = 20_000  # nanoseconds of work that are worth a task of their own
 ROWS = 64  # most rows of a task: what its operators make stays in the cache
 SHARES = 3  # tasks of a phase for each thread, if they are worth it
 LINE = 64  # bytes
-TILE = 4  # rows of a tile of the matrix products: a task has whole tiles
+TILES = (16, 4)  # rows of a tile of the matrix products, in tile and in vector registers: a task has whole tiles
 
 Work = SimpleQueue[Callable[[], None] | None]
 
@@ -240,5 +240,6 @@ def split(kernels: list[Kernel], batch: int, threads: int) -> list[tuple[int, in
         return [(start, min(start + BLOCK, total)) for start in starts]
     cost = total * sum(k.row_cost for k in kernels)
     count = max(-(-total // ROWS), min(SHARES * threads, cost // GRAIN) if threads > 1 else 1)
-    size = -(-total // count // TILE) * TILE if total >= count * TILE else TILE
+    tile = next((tile for tile in TILES if total >= count * tile), TILES[-1])
+    size = -(-total // count // tile) * tile if total >= count * tile else tile
     return [(start, min(start + size, total)) for start in range(0, total, size)]

@@ -1,13 +1,14 @@
 # mypy: allow-untyped-defs, allow-untyped-calls, allow-untyped-decorators
 """Integer matrix products for `linear` and `patch_embed`: acc = bias + sum of groups (SPEC 5.1, 5.4).
 
+These are the products of vector registers; `intsim.kernels.tiles` has those of tile registers.
+
 Weights are packed once, [outputs / 16][depth][16 outputs][32 bits] on 64-byte boundaries; 32 bits are four 8-bit or
 two 16-bit weights, and a row of inputs is packed to 32-bit pieces alike.  A tile of 4 rows by up to 64 outputs is
 summed in registers:
 
 * 8 bits (VPDPBUSD): the instruction multiplies unsigned by signed, so the inputs are x + 128, and 128 times the sum of
-  an output's weights is subtracted beforehand.  AMX (TDPBUSD) does the same in tiles of 16 rows, on the same packed
-  weights; each group is then padded to 64 bytes, and what is narrower than 64 outputs is left to VPDPBUSD.
+  an output's weights is subtracted beforehand.
 * 16 bits (VPMADDWD, and portable): as they are.
 
 Channels are sorted by their group's shift, the largest first, each group padded to whole pieces.  Between two groups
@@ -35,8 +36,7 @@ intrinsic: Any = numba_intrinsic
 
 ROWS = 4  # of a tile
 WIDEST = 4  # vectors of 16 outputs in a tile
-EIGHT_BITS = ("amx", "avx512vnni", "avxvnni")
-TILE = 16  # rows of a tile register, of 64 bytes
+EIGHT_BITS = ("avx512vnni", "avxvnni")
 
 
 class Weights:
@@ -50,13 +50,12 @@ class Weights:
         self.path = cpu.PATHS.index(path)
         self.eight_bits = path in EIGHT_BITS
         pieces = 4 if self.eight_bits else 2
-        whole_group = 64 if path == "amx" else pieces
         order: list[int] = []  # position in a packed row -> input, -1 for padding
         ends: list[tuple[int, int]] = []  # of each group: pieces so far, shift of the sums after it
         levels = sorted({int(s) for s in column_shift}, reverse=True)
         for level, following in zip(levels, [*levels[1:], 0], strict=True):
             order += np.flatnonzero(column_shift == level).tolist()
-            order += [-1] * (-len(order) % whole_group)
+            order += [-1] * (-len(order) % pieces)
             ends.append((len(order) // pieces, level - following))
         self.inputs = weight.shape[1]
         self.depth = len(order) // pieces
@@ -86,12 +85,14 @@ class Weights:
         # for permute_row: the place of each packed byte in its pair of 64 bytes, and the bytes that each pair gives
         blocks = -(-len(order) // 64)
         self.pairs = -(-self.inputs // 128)
-        self.vectorised = int(path in cpu.WIDE and bool(self.permuted) and cpu.has_byte_permutation())
+        self.vectorised = int(path == "avx512vnni" and bool(self.permuted) and cpu.has_byte_permutation())
         whole_order = np.full(blocks * 64, -1, dtype=np.int64)
         whole_order[: len(order)] = self.order
         self.bytes_order = (whole_order & 127).astype(np.uint8)
         from_pair = (whole_order.reshape(blocks, 1, 64) >> 7) == np.arange(self.pairs)[:, None]
         self.masks = np.packbits(from_pair, axis=2, bitorder="little").reshape(-1).view(np.int64)
+        self.kept = [self.order, self.packed, self.start, self.ends, self.bias, self.bytes_order, self.masks]
+        self.row_bytes = self.depth * 4
 
     def arguments(self) -> list[int]:
         """For `pack_rows` and `products`, in the order of the names below."""
@@ -202,7 +203,7 @@ def _sums(builder: Any, path: str, vectors: int, args: list[Any]) -> dict[tuple[
     x, w, w_stride, depth, ends, groups, start = args
     sums = {}
     for q, half in parts:
-        first = builder.load(_at(builder, start, 64 * q + 32 * half, vector), align=4)
+        first = builder.load(place(builder, start, 64 * q + 32 * half, vector), align=4)
         for r in range(ROWS):
             sums[r, q, half] = cgutils.alloca_once_value(builder, first)
     columns = [builder.add(w, builder.mul(w_stride, ir.Constant(I64, q))) for q in range(vectors)]
@@ -210,16 +211,16 @@ def _sums(builder: Any, path: str, vectors: int, args: list[Any]) -> dict[tuple[
     done = cgutils.alloca_once_value(builder, ir.Constant(I64, 0))
     with cgutils.for_range(builder, groups) as loop:
         entry = builder.add(ends, builder.mul(loop.index, ir.Constant(I64, 16)))
-        end = builder.load(_at(builder, entry, 0, I64), align=8)
-        shift = builder.load(_at(builder, entry, 8, I64), align=8)
+        end = builder.load(place(builder, entry, 0, I64), align=8)
+        shift = builder.load(place(builder, entry, 8, I64), align=8)
         with cgutils.for_range(builder, end, start=builder.load(done), intp=I64) as inner:
             offset, piece = (builder.mul(inner.index, ir.Constant(I64, size)) for size in (64, 4))
             weights = {
-                (q, half): builder.load(_at(builder, builder.add(columns[q], offset), 32 * half, vector), align=32)
+                (q, half): builder.load(place(builder, builder.add(columns[q], offset), 32 * half, vector), align=32)
                 for q, half in parts
             }
             for r in range(ROWS):
-                value = builder.load(_at(builder, builder.add(rows[r], piece), 0, I32), align=4)
+                value = builder.load(place(builder, builder.add(rows[r], piece), 0, I32), align=4)
                 for part in parts:
                     total = sums[(r, *part)]
                     builder.store(_multiply_add(builder, path, builder.load(total), value, weights[part]), total)
@@ -231,7 +232,7 @@ def _sums(builder: Any, path: str, vectors: int, args: list[Any]) -> dict[tuple[
     return sums
 
 
-def _at(builder: Any, address: Any, offset: int, kind: Any) -> Any:
+def place(builder: Any, address: Any, offset: int, kind: Any) -> Any:
     return builder.inttoptr(builder.add(address, ir.Constant(I64, offset)), kind.as_pointer())
 
 
@@ -247,7 +248,7 @@ def _tile(path: str, vectors: int) -> Any:
                 *given, out = args
                 for (r, q, half), total in _sums(builder, path, vectors, given).items():
                     value = builder.load(total)
-                    builder.store(value, _at(builder, out, 64 * (r * vectors + q) + 32 * half, value.type), align=4)
+                    builder.store(value, place(builder, out, 64 * (r * vectors + q) + 32 * half, value.type), align=4)
             return context.get_dummy_value()
 
         return types.void(*[types.int64] * 8), generate
@@ -255,7 +256,7 @@ def _tile(path: str, vectors: int) -> Any:
     return tile
 
 
-def _finish_row(
+def finish_row(
     builder: Any, sums: list[Any], left: Any, bias: Any, shift: Any, low: Any, high: Any, size: Any, target: Any
 ) -> None:  # fmt: skip
     """Emits the requantization of 64 sums of a row, and their stores to `target`; see `finished_tile`."""
@@ -263,8 +264,8 @@ def _finish_row(
     values = []
     for q, value in enumerate(sums):
         value = builder.shl(value, left)
-        value = builder.add(value, builder.load(_at(builder, bias, 64 * q, I32X16), align=4))
-        count = builder.load(_at(builder, shift, 64 * q, I32X16), align=4)
+        value = builder.add(value, builder.load(place(builder, bias, 64 * q, I32X16), align=4))
+        count = builder.load(place(builder, shift, 64 * q, I32X16), align=4)
         values.append(call(builder, "llvm.x86.avx512.psrav.d.512", I32X16, value, count))
     words = [call(builder, "llvm.x86.avx512.packssdw.512", I16X32, a, b) for a, b in (values[:2], values[2:])]
     with builder.if_else(builder.icmp_signed("==", size, ir.Constant(I64, 1))) as (bytes_, pairs):
@@ -274,14 +275,14 @@ def _finish_row(
             packed = builder.bitcast(packed, I32X16)
             packed = builder.shuffle_vector(packed, packed, order)
             packed = clamp_pieces(builder, 8, packed, low, high)
-            builder.store(packed, _at(builder, target, 0, I32X16), align=1)
+            builder.store(packed, place(builder, target, 0, I32X16), align=1)
         with pairs:
             for i, word in enumerate(words):
                 order = ir.Constant(ir.VectorType(I32, 8), [i % 4 * 2 + i // 4 for i in range(8)])
                 word = builder.bitcast(word, ir.VectorType(I64, 8))
                 word = builder.shuffle_vector(word, word, order)
                 word = clamp_pieces(builder, 16, word, low, high)
-                builder.store(word, _at(builder, target, 64 * i, I32X16), align=1)
+                builder.store(word, place(builder, target, 64 * i, I32X16), align=1)
 
 
 @intrinsic
@@ -302,115 +303,13 @@ def finished_tile(
         lefts, bias, shift, low, high, size, rows, out, out_stride = args[7:]
         for r in range(ROWS):
             with builder.if_then(builder.icmp_signed("<", ir.Constant(I64, r), rows)):
-                left = builder.load(_at(builder, lefts, 8 * r, I64), align=8)
+                left = builder.load(place(builder, lefts, 8 * r, I64), align=8)
                 values = [builder.load(sums[r, q, 0]) for q in range(WIDEST)]
                 target = builder.add(out, builder.mul(out_stride, ir.Constant(I64, r)))
-                _finish_row(builder, values, left, bias, shift, low, high, size, target)
+                finish_row(builder, values, left, bias, shift, low, high, size, target)
         return context.get_dummy_value()
 
     return types.void(*[types.int64] * 16), generate
-
-
-def _tiles(builder: Any, instruction: str, *args: Any) -> None:
-    """Emits an instruction on tile registers, as assembly: LLVM would want to allocate them."""
-    function = ir.FunctionType(ir.VoidType(), [I64] * len(args))
-    builder.asm(function, instruction, ",".join(["r"] * len(args) + ["~{memory}"]), list(args), True)
-
-
-@intrinsic
-def begin_tiles(typing: Any, memory: Any) -> Any:
-    """Configures this thread's eight tile registers, 16 rows of 64 bytes each; memory: address of 64 bytes."""
-
-    def generate(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-        if cpu.has_tiles():
-            config = [1, *[0] * 15, *[64, 0] * 8, *[0] * 16, *[TILE] * 8, *[0] * 8]
-            builder.store(ir.Constant(I8X64, config), _at(builder, args[0], 0, I8X64), align=1)
-            _tiles(builder, "ldtilecfg ($0)", args[0])
-        return context.get_dummy_value()
-
-    return types.void(types.int64), generate
-
-
-@intrinsic
-def end_tiles(typing: Any) -> Any:
-    """Gives the tile registers back."""
-
-    def generate(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-        if cpu.has_tiles():
-            _tiles(builder, "tilerelease")
-        return context.get_dummy_value()
-
-    return types.void(), generate
-
-
-@intrinsic
-def tile_sums(
-    typing: Any, x: Any, x_stride: Any, w: Any, w_stride: Any, ends: Any, groups: Any, start: Any, out: Any
-) -> Any:  # fmt: skip
-    """Sums of TILE packed rows, x_stride bytes apart, by 64 outputs to the address `out`, int32 [TILE, 64].
-
-    Needs groups of whole 64 bytes and `begin_tiles`; the other arguments as those of `finished_tile`.
-    """
-
-    def generate(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-        if not cpu.has_tiles():
-            return context.get_dummy_value()
-        x, x_stride, w, w_stride, ends, groups, start, out = args
-        number = lambda value: ir.Constant(I64, value)  # noqa: E731
-        outs = [builder.add(out, number(64 * q)) for q in range(WIDEST)]
-        columns = [builder.add(w, builder.mul(w_stride, number(q))) for q in range(WIDEST)]
-        for q in range(WIDEST):  # the same 16 first values for all rows
-            _tiles(builder, f"tileloadd ($0,$1), %tmm{q}", builder.add(start, number(64 * q)), number(0))
-        done = cgutils.alloca_once_value(builder, number(0))
-        with cgutils.for_range(builder, groups, intp=I64) as loop:
-            entry = builder.add(ends, builder.mul(loop.index, number(16)))
-            end = builder.lshr(builder.load(_at(builder, entry, 0, I64), align=8), number(4))
-            shift = builder.load(_at(builder, entry, 8, I64), align=8)
-            with cgutils.for_range(builder, end, start=builder.load(done), intp=I64) as inner:
-                piece, block = builder.mul(inner.index, number(64)), builder.mul(inner.index, number(1024))
-                _tiles(builder, "tileloadd ($0,$1), %tmm4", builder.add(x, piece), x_stride)
-                for q in range(WIDEST):
-                    b = 5 + q % 3
-                    _tiles(builder, f"tileloadd ($0,$1), %tmm{b}", builder.add(columns[q], block), number(64))
-                    _tiles(builder, f"tdpbusd %tmm{b}, %tmm4, %tmm{q}")
-            builder.store(end, done)
-            with builder.if_then(builder.icmp_signed("!=", shift, number(0))):
-                for q in range(WIDEST):
-                    _tiles(builder, f"tilestored %tmm{q}, ($0,$1)", outs[q], number(256))
-                count = splat_value(builder, builder.trunc(shift, I32))
-                with cgutils.for_range(builder, number(4 * TILE), intp=I64) as each:
-                    at = _at(builder, builder.add(out, builder.mul(each.index, number(64))), 0, I32X16)
-                    builder.store(builder.shl(builder.load(at, align=4), count), at, align=4)
-                for q in range(WIDEST):
-                    _tiles(builder, f"tileloadd ($0,$1), %tmm{q}", outs[q], number(256))
-        for q in range(WIDEST):
-            _tiles(builder, f"tilestored %tmm{q}, ($0,$1)", outs[q], number(256))
-        return context.get_dummy_value()
-
-    return types.void(*[types.int64] * 8), generate
-
-
-@intrinsic
-def finished_rows(
-    typing: Any, sums: Any, lefts: Any, bias: Any, shift: Any, low: Any, high: Any, size: Any, rows: Any, out: Any,
-    out_stride: Any,
-) -> Any:  # fmt: skip
-    """The requantization of `finished_tile`, of sums at an address, int32 [rows, 64]."""
-
-    def generate(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-        if not cpu.has_tiles():
-            return context.get_dummy_value()
-        sums, lefts, bias, shift, low, high, size, rows, out, out_stride = args
-        with cgutils.for_range(builder, rows, intp=I64) as loop:
-            row = builder.add(sums, builder.mul(loop.index, ir.Constant(I64, 256)))
-            left = builder.add(lefts, builder.mul(loop.index, ir.Constant(I64, 8)))
-            left = builder.load(_at(builder, left, 0, I64), align=8)
-            values = [builder.load(_at(builder, row, 64 * q, I32X16), align=4) for q in range(WIDEST)]
-            target = builder.add(out, builder.mul(out_stride, loop.index))
-            _finish_row(builder, values, left, bias, shift, low, high, size, target)
-        return context.get_dummy_value()
-
-    return types.void(*[types.int64] * 10), generate
 
 
 @intrinsic
@@ -428,19 +327,19 @@ def permute_row(typing: Any, x: Any, pairs: Any, order: Any, masks: Any, blocks:
         found = cgutils.alloca_once_value(builder, ir.Constant(I8X64, None))
         with cgutils.for_range(builder, blocks, intp=I64) as loop:
             at = builder.mul(loop.index, ir.Constant(I64, 64))
-            index = builder.load(_at(builder, builder.add(order, at), 0, I8X64), align=1)
+            index = builder.load(place(builder, builder.add(order, at), 0, I8X64), align=1)
             builder.store(ir.Constant(I8X64, None), found)
             with cgutils.for_range(builder, pairs, intp=I64) as inner:
                 entry = builder.add(builder.mul(loop.index, pairs), inner.index)
                 entry = builder.add(masks, builder.mul(entry, ir.Constant(I64, 8)))
-                mask = builder.load(_at(builder, entry, 0, I64), align=8)
+                mask = builder.load(place(builder, entry, 0, I64), align=8)
                 source = builder.add(x, builder.mul(inner.index, ir.Constant(I64, 128)))
-                low, high = (builder.load(_at(builder, source, 64 * i, I8X64), align=1) for i in (0, 1))
+                low, high = (builder.load(place(builder, source, 64 * i, I8X64), align=1) for i in (0, 1))
                 moved = call(builder, "llvm.x86.avx512.vpermi2var.qi.512", I8X64, low, index, high)
                 lanes = builder.bitcast(mask, ir.VectorType(I1, 64))
                 builder.store(builder.select(lanes, moved, builder.load(found)), found)
             flipped = builder.xor(builder.load(found), ir.Constant(I8X64, [-128] * 64))
-            builder.store(flipped, _at(builder, builder.add(out, at), 0, I8X64), align=1)
+            builder.store(flipped, place(builder, builder.add(out, at), 0, I8X64), align=1)
         return context.get_dummy_value()
 
     return types.void(*[types.int64] * 6), generate
@@ -464,7 +363,7 @@ def products(w, x, first, out):
     packed = w[PACKED] + first * stride
     start = w[START] + first * 64
     ends, groups = w[ENDS], w[GROUPS]
-    if path <= 1:
+    if path == 1:
         if left >= 4:
             zmm_4(x, packed, stride, depth, ends, groups, start, out)
             return 4
