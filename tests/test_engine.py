@@ -382,7 +382,7 @@ def seated(bell: Array, thread: int) -> None:
 @pytest.mark.skipif(len(plan.allowed_cpus()) < 2, reason="needs two CPUs, and a system that says which")
 def test_a_helper_leaves_the_cpu_of_another_thread() -> None:
     allowed = plan.allowed_cpus()
-    seats = [run.SEATS + 8 * thread for thread in range(3)]
+    seats = [run.SEATS + run.SEAT * thread for thread in range(3)]
 
     def helper(taken: int, bell: Array) -> tuple[int, set[int]]:
         os.sched_setaffinity(0, {taken})

@@ -2,7 +2,7 @@
 
 The paths differ in instructions only, never in an integer:
 
-    amx          matrix products by tiles of 16 rows (TDPBUSD), all else as avx512vnni
+    amx          matrix products in tile registers (TDPBSSD), where they pay; all else as avx512vnni
     avx512vnni   8-bit dot products of 512 bits (VPDPBUSD), the scan in 16 lanes of one register
     avxvnni      8-bit dot products of 256 bits
     avx2         16-bit dot products of 256 bits (VPMADDWD)

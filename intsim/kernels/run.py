@@ -33,7 +33,8 @@ PATIENCE = 20_000  # looks at a counter before the CPU is given away
 ALERT = 200_000  # looks at the bell, some 200 us, before a helper goes to sleep, from which waking takes 100 us
 COUNTERS = 16  # int64 from phase to phase, so that two phases share no cache line
 CPUS = 16  # int64 that have a bit for each CPU
-SEATS = 8 + CPUS  # the first thread's place in `bell`; from thread to thread a cache line
+SEATS = 8 + CPUS  # where the first thread's place in `bell` begins
+SEAT = 8 + CPUS  # from thread to thread: no two share a cache line
 
 
 @kernel
@@ -110,8 +111,9 @@ def run(steps, begins, chains, tasks, phases, counters, bell, scratch, helper):
 
 def make_bell(threads: int, cpus: Collection[int]) -> Array:
     """What the threads of a group share from run to run: int64, [0] the bell, [8 ..] a bit for each of the `cpus` that
-    they may use (none if there are too many to tell), [SEATS + 8 * t] the CPU that thread t was on, and 1."""
-    bell = np.zeros(SEATS + 8 * threads, dtype=np.int64)
+    they may use (none if there are too many to tell), [SEATS + SEAT * t] the CPU that thread t was on, and 1, followed
+    8 elements later by CPUS of that thread's own, in which it works out where to go."""
+    bell = np.zeros(SEATS + SEAT * threads, dtype=np.int64)
     if max(cpus, default=0) < 64 * CPUS:
         bits = np.zeros(64 * CPUS, dtype=np.uint8)
         bits[list(cpus)] = 1
@@ -126,23 +128,22 @@ def take_seat(bell, thread):
     Linux likes to wake a thread where its waker runs, and leaves both there for milliseconds: longer than a run.
     """
     cpu = current_cpu()
+    seat = SEATS + SEAT * thread
     for other in range(thread):
-        if fetch(bell, SEATS + 8 * other) == cpu + 1 and cpu >= 0:
-            free = np.zeros(CPUS, dtype=np.int64)
-            any_free = 0
-            for i in range(CPUS):
-                free[i] = fetch(bell, 8 + i)
+        if fetch(bell, SEATS + SEAT * other) == cpu + 1 and cpu >= 0:
+            free = bell[seat + 8 : seat + SEAT]
+            free[:] = bell[8 : 8 + CPUS]
             for lower in range(thread):
-                taken = fetch(bell, SEATS + 8 * lower) - 1
+                taken = fetch(bell, SEATS + SEAT * lower) - 1
                 if 0 <= taken < 64 * CPUS:
                     free[taken >> 6] &= ~(np.int64(1) << (taken & 63))
+            any_free = np.int64(0)
             for i in range(CPUS):
                 any_free |= free[i]
             if any_free:
                 stay_on(free, 0, CPUS)
                 cpu = current_cpu()
             break
-    seat = SEATS + 8 * thread
     fetch_add(bell, seat, cpu + 1 - fetch(bell, seat))
 
 
