@@ -131,17 +131,18 @@ def take_seat(bell, thread):
     seat = SEATS + SEAT * thread
     for other in range(thread):
         if fetch(bell, SEATS + SEAT * other) == cpu + 1 and cpu >= 0:
-            free = bell[seat + 8 : seat + SEAT]
-            free[:] = bell[8 : 8 + CPUS]
+            free = seat + 8
+            for i in range(CPUS):
+                bell[free + i] = bell[8 + i]
             for lower in range(thread):
                 taken = fetch(bell, SEATS + SEAT * lower) - 1
                 if 0 <= taken < 64 * CPUS:
-                    free[taken >> 6] &= ~(np.int64(1) << (taken & 63))
+                    bell[free + (taken >> 6)] &= ~(np.int64(1) << (taken & 63))
             any_free = np.int64(0)
             for i in range(CPUS):
-                any_free |= free[i]
+                any_free |= bell[free + i]
             if any_free:
-                stay_on(free, 0, CPUS)
+                stay_on(bell, free, CPUS)
                 cpu = current_cpu()
             break
     fetch_add(bell, seat, cpu + 1 - fetch(bell, seat))
