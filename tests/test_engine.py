@@ -182,6 +182,26 @@ def test_scan_with_large_left_shifts(rounding: str, less: int) -> None:
         assert max(abs(int(got["layers.0.mixer.scan.b"].min())), int(got["layers.0.mixer.scan.b"].max())) == 2**30 - 1
 
 
+@pytest.mark.parametrize("path", cpu.available())
+@pytest.mark.parametrize("rounding", ROUNDINGS)
+@pytest.mark.parametrize("state_bits", [8, 16])
+def test_every_bit_of_a_scans_sum(path: str, rounding: str, state_bits: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Small states and little shift behind them: one or two more or less in the sum over the states is seen in `y`."""
+    monkeypatch.setenv(cpu.VARIABLE, path)
+    program = random_program(4, dataclasses.replace(SIZE, states=16), rounding=rounding, state_bits=state_bits)
+    for op in program.operators:
+        if op.kind == "scan":
+            b_shift, token_shift = (program.arrays[op.constants[c]] for c in ("b_shift", "state_token_shift"))
+            b_shift += 6 - (b_shift.max() + token_shift.max())
+            program.arrays[op.constants["D"]][:] = 0
+            program.arrays[op.constants["y_shift"]][:] = 3
+    wanted = Oracle(program).run(images_for(program, 3), ["*.scan*.y"])
+    for name, y in wanted.items():
+        if name != program.logits:
+            assert ((y > -128) & (y < 127) & (y != 0)).mean() > 0.05, name
+    assert_same(wanted, Engine(program).run(images_for(program, 3), ["*.scan*.y"]))
+
+
 # --- threads, taps, batches ---
 
 

@@ -163,6 +163,7 @@ def word_sums(typing: Any, states: Any, c: Any) -> Any:
         if "avx512vnni" not in cpu.available():
             return c
         zero = ir.Constant(I32X16, None)
+        c = builder.and_(c, splat_value(builder, I32(65535)))  # or the signs of h and c, above, would be multiplied too
         return _totals(builder, [add_pairs_value(builder, zero, state, c) for state in h], 1)
 
     return int32x16(states, int32x16), generate
