@@ -22,6 +22,8 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from numba import types
+from numba.extending import intrinsic as numba_intrinsic
 
 from intsim import kernels, plan
 from intsim.engine import Engine
@@ -33,6 +35,7 @@ from intsim.oracle import Oracle
 from intsim.program import Array, Program
 from intsim.synthetic import Size, random_program
 
+intrinsic: Any = numba_intrinsic
 COUNT = int(os.environ.get("INTSIM_RANDOM_PROGRAMS", "60"))
 ROUNDINGS = ("half_up", "half_even", "half_away", "floor")
 
@@ -148,6 +151,74 @@ def test_a_generic_cpu_has_the_plain_path_only() -> None:
     env = {**os.environ, "NUMBA_CPU_NAME": "generic"}
     env.pop(cpu.VARIABLE, None)
     subprocess.run([sys.executable, "-c", code], check=True, timeout=120, env=env)
+
+
+REFUSED = """
+import ctypes, errno, struct, sys
+
+# a filter for this process's calls: arch_prctl(ARCH_REQ_XCOMP_PERM) fails as on a system that does not allow AMX
+code = [(0x20, 0, 0, 0), (0x15, 0, 3, 158), (0x20, 0, 0, 16), (0x15, 0, 1, 0x1023), (6, 0, 0, 0x50000 | errno.EPERM),
+        (6, 0, 0, 0x7FFF0000)]
+text = ctypes.create_string_buffer(b"".join(struct.pack("HBBI", *line) for line in code))
+rules = ctypes.create_string_buffer(struct.pack("HxxxxxxP", len(code), ctypes.addressof(text)))
+libc = ctypes.CDLL(None)
+if libc.prctl(38, 1, 0, 0, 0) or libc.prctl(22, 2, ctypes.c_void_p(ctypes.addressof(rules)), 0, 0):
+    sys.exit(77)
+from intsim.kernels import cpu
+assert cpu.has_tiles() and "amx" not in cpu.available() and cpu.choose() == "avx512vnni", cpu.available()
+import numpy as np
+from intsim.engine import Engine
+from intsim.oracle import Oracle
+from intsim.synthetic import random_program
+program = random_program(1)
+images = np.random.default_rng(1).integers(0, 256, (2, *program.image), dtype=np.uint8)
+assert np.array_equal(Engine(program).run(images)[program.logits], Oracle(program).run(images)[program.logits])
+"""
+
+
+@pytest.mark.skipif("amx" not in cpu.available(), reason="needs AMX")
+def test_a_system_that_refuses_tiles() -> None:
+    """Compiled code that holds tile instructions is there, and none of them is executed."""
+    env = {name: value for name, value in os.environ.items() if name != cpu.VARIABLE}
+    done = subprocess.run([sys.executable, "-c", REFUSED], env=env, timeout=120, stderr=subprocess.PIPE, text=True)
+    if done.returncode == 77:
+        pytest.skip("the system does not let a process filter its calls")
+    assert done.returncode == 0, done.stderr
+
+
+@intrinsic
+def tile_configuration(typing: Any, address: Any) -> Any:
+    """Stores this thread's configuration of the tile registers, 64 bytes; zeros if they are released."""
+
+    def generate(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        tiles._emit(builder, "sttilecfg ($0)", args[0])
+        return context.get_dummy_value()
+
+    return types.void(types.int64), generate
+
+
+@numba.njit
+def configured(address: int, begin: bool) -> None:
+    if begin:
+        tiles.begin_tiles(address)
+    tile_configuration(address)
+    if begin:
+        tiles.end_tiles()
+
+
+@pytest.mark.skipif("amx" not in cpu.available(), reason="needs AMX")
+def test_tiles_are_released(monkeypatch: pytest.MonkeyPatch) -> None:
+    """After a run the caller's thread has no tile state that the system would save at each switch of threads."""
+    monkeypatch.setenv(cpu.VARIABLE, "amx")
+    program = random_program(1, dataclasses.replace(SIZE, image=(17, 21, 3), inner=64, width=64))
+    engine = Engine(program, threads=1)
+    assert any(isinstance(getattr(k, "weights", None), tiles.TileWeights) for k in engine._kernels)
+    state = dot.aligned(64)
+    configured(memory.address_of(state), True)
+    assert state.any()
+    engine.run(images_for(program, 1))
+    configured(memory.address_of(state), False)
+    assert not state.any()
 
 
 def test_wide_group_shifts() -> None:
