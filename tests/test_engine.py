@@ -6,6 +6,7 @@ INTSIM_RANDOM_PROGRAMS=500 runs that many random Programs instead of 60.
 from __future__ import annotations
 
 import dataclasses
+import multiprocessing
 import os
 import re
 import subprocess
@@ -15,7 +16,7 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from fractions import Fraction
 from math import isqrt
-from typing import Any
+from typing import Any, cast
 
 import numba
 import numpy as np
@@ -429,45 +430,60 @@ def test_bad_arguments(program: Program) -> None:
         Engine(program).run(images_for(program, 1), ["nothing"])
 
 
-def test_an_error_in_a_worker_is_raised() -> None:
-    met = threading.Event()
-
-    def part(thread: int) -> None:
-        if thread:
-            met.set()
-            raise ValueError("worker")
-        met.wait(60)
-        time.sleep(0.1)
-
-    with pytest.raises(ValueError, match="worker"):
-        plan.Workers(2).call(2, part)
-
-
 def test_a_late_helper_finds_the_door_closed(program: Program) -> None:
     """It touches nothing: neither tasks nor its memory, nor the thread that it is."""
     allowed = plan.allowed_cpus()
     images = images_for(program, 1)
     bound = Engine(program, threads=1)._kernels
     p = plan.Plan(program, bound, 1, {program.logits}, 2)
-    calls: list[Any] = []
-
-    class Never(plan.Workers):
-        def call(self, count: int, part: Any) -> None:
-            calls.append(part)
-            part(0)
-
+    group = run.make_group(2, allowed)
     logits = np.zeros((1, *program.tensors[program.logits].shape), np.int32)
-    p.run(Never(2), {"image": images, program.logits: logits})
+
+    class Alone:
+        def run(self, ticket: Array, threads: int) -> None:
+            run.run(memory.address_of(group), memory.address_of(ticket), 0)
+
+    p.run(cast(plan.Workers, Alone()), {"image": images, program.logits: logits})
     assert np.array_equal(logits, Engine(program).run(images)[program.logits])
     logits[:] = 7
     p.memory[:] = 7
-    calls[0](1)
-    assert (logits == 7).all() and (p.memory == 7).all() and plan.allowed_cpus() == allowed
+    marks = p.marks.copy()
+    run.run(memory.address_of(group), 0, 1)
+    assert (logits == 7).all() and (p.memory == 7).all() and np.array_equal(p.marks, marks)
+    assert plan.allowed_cpus() == allowed and group[run.AWAKE] == 0
+
+
+def test_runs_side_by_side(program: Program) -> None:
+    """One leads the helpers, the others work alone; each has its own integers, again and again."""
+    engine = Engine(program, threads=3)
+    images = images_for(program, 3)
+    expected = [Engine(program, threads=1).run(images[i : i + 1])[program.logits] for i in range(3)]
+
+    def many(i: int) -> bool:
+        return all(np.array_equal(engine.run(images[i : i + 1])[program.logits], expected[i]) for _ in range(200))
+
+    with ThreadPoolExecutor(3) as pool:
+        assert all(pool.map(many, range(3)))
+    assert engine._workers._group[run.LEADERS] == 0
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+def test_a_fork_has_helpers_of_its_own(program: Program) -> None:
+    engine = Engine(program, threads=2)
+    images = images_for(program, 1)
+    expected = engine.run(images)[program.logits]
+    context = multiprocessing.get_context("fork")
+    found = context.Queue()
+    child = context.Process(target=lambda: found.put(engine.run(images)[program.logits]))
+    child.start()
+    assert np.array_equal(found.get(timeout=60), expected)
+    child.join(60)
+    assert child.exitcode == 0
 
 
 @numba.njit(nogil=True)
-def seated(bell: Array, thread: int) -> None:
-    run.take_seat(bell, thread)
+def seated(group: Array, thread: int) -> None:
+    run.take_seat(group, thread)
 
 
 @pytest.mark.skipif(len(plan.allowed_cpus()) < 2, reason="needs two CPUs, and a system that says which")
@@ -475,25 +491,29 @@ def test_a_helper_leaves_the_cpu_of_another_thread() -> None:
     allowed = plan.allowed_cpus()
     seats = [run.SEATS + run.SEAT * thread for thread in range(3)]
 
-    def helper(taken: int, bell: Array) -> tuple[int, set[int]]:
+    def helper(taken: int, group: Array) -> tuple[int, set[int]]:
         os.sched_setaffinity(0, {taken})
-        bell[seats[0]] = taken + 1
-        seated(bell, 1)
-        return int(bell[seats[1]]) - 1, os.sched_getaffinity(0)
+        group[seats[0]] = taken + 1
+        seated(group, 1)
+        return int(group[seats[1]]) - 1, os.sched_getaffinity(0)
 
     for cpu_ in allowed:
         with ThreadPoolExecutor(1) as pool:
-            seat, left = pool.submit(helper, cpu_, run.make_bell(3, allowed)).result()
+            seat, left = pool.submit(helper, cpu_, run.make_group(3, allowed)).result()
         assert seat in left and left == allowed - {cpu_}
         with ThreadPoolExecutor(1) as pool:  # nowhere to go
-            assert pool.submit(helper, cpu_, run.make_bell(3, {cpu_})).result() == (cpu_, {cpu_})
+            assert pool.submit(helper, cpu_, run.make_group(3, {cpu_})).result() == (cpu_, {cpu_})
     assert plan.allowed_cpus() == allowed  # the caller's thread is never moved
 
 
-def test_threads_end_with_their_workers() -> None:
+def test_threads_end_with_their_workers(program: Program) -> None:
     before = threading.active_count()
     workers = plan.Workers(3)
-    workers.call(3, lambda thread: None)
+    p = plan.Plan(program, Engine(program, threads=1)._kernels, 1, {program.logits}, 1)
+    logits = np.zeros((1, *program.tensors[program.logits].shape), np.int32)
+    p.run(workers, {"image": images_for(program, 1), program.logits: logits})
+    workers.run(p.ticket, 3)
+    assert threading.active_count() == before + 2
     del workers
     for _ in range(100):
         if threading.active_count() <= before:
@@ -644,9 +664,11 @@ def test_scans(rounding: str, lowest: int, states: int, channels: int) -> None:
                 numbers = [*inputs, *outputs, *sizes, *constants, m, mode, *ranges, 2, bits // 8, 1]
                 step = np.array([scan.Scan.code, *numbers], dtype=np.int64)
                 one = [np.array(n, dtype=np.int64) for n in ([0, len(step)], [0], [[0, 1, 0, channels]], [0, 1])]
-                counters = np.zeros(2 * run.COUNTERS, dtype=np.int64)
+                marks, group = np.zeros(run.COUNTERS, dtype=np.int64), run.make_group(1, ())
                 at = memory.address_of(scratch)
-                run.run(step, *one, counters, run.make_bell(1, ()), at + -at % 64, 0)
+                addresses = [*map(memory.address_of, (step, *one)), 1, memory.address_of(marks), at + -at % 64]
+                ticket = np.array([1, *addresses], dtype=np.int64)
+                run.run(memory.address_of(group), memory.address_of(ticket), 0)
                 found.append(y)
         assert not (found[0] == 1).all()
         for y in found[1:]:

@@ -619,6 +619,7 @@ class InARun:
         count = len(self.steps.tasks)
         self.steps.tasks = np.tile(self.steps.tasks, (PHASES, 1))
         self.steps.phases = np.arange(PHASES + 1, dtype=np.int64) * count
+        self.steps.seal()
         self.workers = Workers(threads)
 
     def __call__(self) -> None:

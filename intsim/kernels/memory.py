@@ -88,6 +88,17 @@ def fetch_add(typing: Any, array: Any, i: Any, value: Any) -> Any:
 
 
 @intrinsic
+def exchange(typing: Any, array: Any, i: Any, value: Any) -> Any:
+    """Sets element i of an int64 array, atomically; returns what it was."""
+
+    def generate(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        data = context.make_array(sig.args[0])(context, builder, args[0]).data
+        return builder.atomic_rmw("xchg", builder.gep(data, [args[1]]), args[2], "seq_cst")
+
+    return types.int64(array, types.intp, types.int64), generate
+
+
+@intrinsic
 def fetch(typing: Any, array: Any, i: Any) -> Any:
     """Element i of an int64 array, atomically."""
 
