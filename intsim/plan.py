@@ -46,21 +46,23 @@ class Workers:
         self._process = 0
         self._calls: Calls = SimpleQueue()
         self._group = make_group(threads, allowed_cpus())
+        self._address = address_of(self._group)
 
-    def run(self, ticket: Array, threads: int) -> None:
-        """Runs what a ticket of `kernels.run` says, by the calling thread and up to `threads` - 1 helpers."""
+    def run(self, ticket: int, threads: int) -> None:
+        """Runs a ticket of `kernels.run`, an address, by the calling thread and up to `threads` - 1 helpers."""
         if threads > 1:
             if self._process != os.getpid():  # a fork has no threads
                 self._start()
             for _ in range(self.threads - 1 - int(self._group[AWAKE]) - self._calls.qsize()):
                 self._calls.put(True)
-        run(address_of(self._group), address_of(ticket), 0)
+        run(self._address, ticket, 0)
 
     def _start(self) -> None:
         self._process = os.getpid()
         calls: Calls = SimpleQueue()
         self._calls = calls
         self._group = group = make_group(self.threads, allowed_cpus())
+        self._address = address_of(group)
         for thread in range(1, self.threads):
             threading.Thread(target=help_out, args=(calls, group, thread), name="intsim", daemon=True).start()
         weakref.finalize(self, dismiss, calls, self.threads - 1)
@@ -152,12 +154,13 @@ class Plan:
         self.phases = np.array(phases, dtype=np.int64)
 
     def seal(self) -> None:
-        """Makes `ticket` (see kernels.run)."""
+        """Makes what is at the address `ticket` (see kernels.run)."""
         levels = len(self.phases) - 1
         self.marks = np.zeros(levels * COUNTERS, dtype=np.int64)
         arrays = map(address_of, (self.steps, self.begins, self.chains, self.tasks, self.phases))
         numbers = [self.threads, *arrays, levels, address_of(self.marks), *self.scratch]
-        self.ticket = np.array(numbers, dtype=np.int64)
+        self._ticket = np.array(numbers, dtype=np.int64)
+        self.ticket = address_of(self._ticket)
 
     def run(self, workers: Workers, brought: Mapping[str, Array]) -> None:
         """brought: arrays of all tensors that are given or wanted, [batch, *shape], contiguous, in their containers."""
@@ -225,5 +228,5 @@ def split(kernels: list[Kernel], batch: int, threads: int) -> list[tuple[int, in
     cost = total * sum(k.row_cost for k in kernels)
     count = max(-(-total // ROWS), min(SHARES * threads, cost // GRAIN) if threads > 1 else 1)
     tile = next((tile for tile in TILES if total >= count * tile), TILES[-1])
-    size = -(-total // count // tile) * tile if total >= count * tile else tile
+    size = max(1, round(total / count / tile)) * tile
     return [(start, min(start + size, total)) for start in range(0, total, size)]

@@ -440,8 +440,8 @@ def test_a_late_helper_finds_the_door_closed(program: Program) -> None:
     logits = np.zeros((1, *program.tensors[program.logits].shape), np.int32)
 
     class Alone:
-        def run(self, ticket: Array, threads: int) -> None:
-            run.run(memory.address_of(group), memory.address_of(ticket), 0)
+        def run(self, ticket: int, threads: int) -> None:
+            run.run(memory.address_of(group), ticket, 0)
 
     p.run(cast(plan.Workers, Alone()), {"image": images, program.logits: logits})
     assert np.array_equal(logits, Engine(program).run(images)[program.logits])
