@@ -61,12 +61,11 @@ def run(group, ticket, thread):
         fetch_add(memory, AWAKE, 1)
     while True:
         heard = fetch(memory, BELL)
-        leads = False
+        inside, leads, at = True, False, ticket
         if thread:
-            if fetch_add(memory, DOOR, 1) < CLOSED:
-                take_seat(memory, thread)
-                work(fetch(memory, TICKET), thread)
-                fetch_add(memory, LEFT, 1)
+            inside = fetch_add(memory, DOOR, 1) < CLOSED
+            if inside:
+                at = fetch(memory, TICKET)
         else:
             clear(ticket)
             leads = fetch_add(memory, LEADERS, 1) == 0
@@ -75,12 +74,66 @@ def run(group, ticket, thread):
                 exchange(memory, TICKET, ticket)
                 exchange(memory, DOOR, 0)
                 fetch_add(memory, BELL, 1)
-                take_seat(memory, 0)
-            work(ticket, 0)
+        if inside:
+            if thread or leads:
+                take_seat(memory, thread)
+            t = int64_at(at, SCRATCH + thread + 1)
+            if thread < t[THREADS]:
+                levels, scratch = t[LEVELS], t[SCRATCH + thread]
+                marks, phases = int64_at(t[MARKS], levels * COUNTERS), int64_at(t[PHASES], levels + 1)
+                tasks, chains = int64_at(t[TASKS], 4 * phases[levels]), int64_at(t[CHAINS], 1)
+                begins, steps = int64_at(t[BEGINS], 1), int64_at(t[STEPS], 1)
+                for phase in range(levels):
+                    count = phases[phase + 1] - phases[phase]
+                    while True:
+                        task = fetch_add(marks, phase * COUNTERS, 1)
+                        if task >= count:
+                            break
+                        place = 4 * (phases[phase] + task)
+                        start, stop = tasks[place + 2], tasks[place + 3]
+                        for link in range(tasks[place], tasks[place + 1]):
+                            step = chains[link]
+                            code = steps[begins[step]]
+                            a = int64_at(t[STEPS] + 8 * (begins[step] + 1), begins[step + 1] - begins[step] - 1)
+                            if code == 0:
+                                linear(a, start, stop, scratch)
+                            elif code == 1:
+                                patch_embed(a, start, stop, scratch)
+                            elif code == 2:
+                                insert_token(a, start, stop)
+                            elif code == 3:
+                                add(a, start, stop)
+                            elif code == 4:
+                                select_token(a, start, stop)
+                            elif code == 5:
+                                rom(a, start, stop)
+                            elif code == 6:
+                                conv1d(a, start, stop, scratch)
+                            elif code == 7:
+                                gate(a, start, stop, scratch)
+                            elif code == 8:
+                                rmsnorm(a, start, stop, scratch)
+                            elif code == 9:
+                                scan(a, start, stop, scratch)
+                            elif code == 10:
+                                narrow_linear(a, start, stop, scratch)
+                            elif code == 11:
+                                narrow_patch_embed(a, start, stop, scratch)
+                            elif code == 12:
+                                narrow_conv1d(a, start, stop)
+                            elif code == 13:
+                                narrow_gate(a, start, stop)
+                            elif code == 14:
+                                narrow_scan(a, start, stop)
+                        fetch_add(marks, phase * COUNTERS + 8, 1)
+                    wait_for(marks, phase * COUNTERS + 8, count)
+        if thread == 0:
             if leads:
                 wait_for(memory, LEFT, exchange(memory, DOOR, CLOSED))
             fetch_add(memory, LEADERS, -1)
             return
+        if inside:
+            fetch_add(memory, LEFT, 1)
         looks = 0
         while fetch(memory, BELL) == heard and looks < ALERT:
             looks += 1
@@ -98,62 +151,6 @@ def clear(ticket):
     marks = int64_at(t[MARKS], t[LEVELS] * COUNTERS)
     for i in range(t[LEVELS] * COUNTERS):
         marks[i] = 0
-
-
-@kernel
-def work(ticket, thread):
-    """Takes tasks of each phase while there are any, and waits until those of the others are done, too."""
-    t = int64_at(ticket, SCRATCH + thread + 1)
-    if thread >= t[THREADS]:
-        return
-    levels, scratch = t[LEVELS], t[SCRATCH + thread]
-    marks, phases = int64_at(t[MARKS], levels * COUNTERS), int64_at(t[PHASES], levels + 1)
-    tasks, chains = int64_at(t[TASKS], 4 * phases[levels]), int64_at(t[CHAINS], 1)
-    begins, steps = int64_at(t[BEGINS], 1), int64_at(t[STEPS], 1)
-    for phase in range(levels):
-        count = phases[phase + 1] - phases[phase]
-        while True:
-            task = fetch_add(marks, phase * COUNTERS, 1)
-            if task >= count:
-                break
-            place = 4 * (phases[phase] + task)
-            start, stop = tasks[place + 2], tasks[place + 3]
-            for link in range(tasks[place], tasks[place + 1]):
-                step = chains[link]
-                code = steps[begins[step]]
-                a = int64_at(t[STEPS] + 8 * (begins[step] + 1), begins[step + 1] - begins[step] - 1)
-                if code == 0:
-                    linear(a, start, stop, scratch)
-                elif code == 1:
-                    patch_embed(a, start, stop, scratch)
-                elif code == 2:
-                    insert_token(a, start, stop)
-                elif code == 3:
-                    add(a, start, stop)
-                elif code == 4:
-                    select_token(a, start, stop)
-                elif code == 5:
-                    rom(a, start, stop)
-                elif code == 6:
-                    conv1d(a, start, stop, scratch)
-                elif code == 7:
-                    gate(a, start, stop, scratch)
-                elif code == 8:
-                    rmsnorm(a, start, stop, scratch)
-                elif code == 9:
-                    scan(a, start, stop, scratch)
-                elif code == 10:
-                    narrow_linear(a, start, stop, scratch)
-                elif code == 11:
-                    narrow_patch_embed(a, start, stop, scratch)
-                elif code == 12:
-                    narrow_conv1d(a, start, stop)
-                elif code == 13:
-                    narrow_gate(a, start, stop)
-                elif code == 14:
-                    narrow_scan(a, start, stop)
-            fetch_add(marks, phase * COUNTERS + 8, 1)
-        wait_for(marks, phase * COUNTERS + 8, count)
 
 
 def make_group(threads: int, cpus: Collection[int]) -> Array:
