@@ -228,5 +228,5 @@ def split(kernels: list[Kernel], batch: int, threads: int) -> list[tuple[int, in
     cost = total * sum(k.row_cost for k in kernels)
     count = max(-(-total // ROWS), min(SHARES * threads, cost // GRAIN) if threads > 1 else 1)
     tile = next((tile for tile in TILES if total >= count * tile), TILES[-1])
-    size = max(1, round(total / count / tile)) * tile
+    size = max(1, (2 * total // (count * tile) + 1) // 2) * tile  # the nearest number of tiles
     return [(start, min(start + size, total)) for start in range(0, total, size)]
