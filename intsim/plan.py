@@ -6,6 +6,7 @@ it is in the cache; the scans share their channels.  A buffer is used again when
 
 from __future__ import annotations
 
+import contextlib
 import os
 import threading
 import weakref
@@ -71,7 +72,8 @@ class Workers:
 def help_out(calls: Calls, group: Array, thread: int) -> None:
     """What a helper does until it is dismissed."""
     while calls.get():
-        run(address_of(group), 0, thread)
+        with contextlib.suppress(Exception):  # it cannot be compiled: the caller's thread meets and tells that
+            run(address_of(group), 0, thread)
 
 
 def dismiss(calls: Calls, helpers: int) -> None:
