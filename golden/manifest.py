@@ -144,7 +144,7 @@ class Packed(Sequence[Any]):
         self._items: list[bytes] = []
 
     def append(self, item: Any) -> None:
-        self._items.append(zlib.compress(json.dumps(item).encode(), 1))
+        self._items.append(zlib.compress(json.dumps(item).encode()))
 
     def extend(self, other: Packed) -> None:
         """Appends what another holds, as it is."""

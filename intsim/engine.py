@@ -21,7 +21,7 @@ from intsim.errors import ProgramError, UserError
 from intsim.kernels import KERNELS
 from intsim.kernels.base import Kernel
 from intsim.kernels.narrow import NARROW, Narrow
-from intsim.plan import Plan, Workers
+from intsim.plan import Plan, Workers, allowed_cpus
 from intsim.program import Array, Operator, Program
 from intsim.taps import select
 
@@ -30,10 +30,7 @@ MOST_PLANS = 8  # kept for another run of as many images and the same taps
 
 def available_threads() -> int:
     """Number of CPUs that this process may use."""
-    try:
-        return len(os.sched_getaffinity(0))
-    except AttributeError:
-        return os.cpu_count() or 1
+    return len(allowed_cpus()) or os.cpu_count() or 1
 
 
 class Engine:
@@ -140,17 +137,20 @@ def bind_operator(program: Program, op: Operator, threads: int | None = None) ->
     """
     kernel = bind(program, op)
     workers = Workers(available_threads() if threads is None else threads)
-    plans: dict[tuple[int, frozenset[str]], Plan] = {}
+    plans: dict[tuple[int, tuple[str, ...]], tuple[dict[str, tuple[tuple[int, ...], Any]], Plan | None]] = {}
+    first = next(iter(op.inputs.values()))
 
     def call(values: Mapping[str, Array], ports: Collection[str]) -> dict[str, Array]:
-        batch = len(values[next(iter(op.inputs.values()))])
-        tensors = {name: program.tensors[name] for name in map(op.tensor, ports)}
-        made = {name: np.empty((batch, *tensor.shape), tensor.dtype) for name, tensor in tensors.items()}
-        if batch:
-            key = (batch, frozenset(made))
-            if key not in plans:
-                plans[key] = Plan(program, [kernel], batch, made, workers.threads)
-            plans[key].run(workers, {**values, **made})
+        batch = len(values[first])
+        key = (batch, tuple(ports))
+        if key not in plans:
+            tensors = {name: program.tensors[name] for name in map(op.tensor, ports)}
+            outputs = {name: ((batch, *tensor.shape), tensor.dtype) for name, tensor in tensors.items()}
+            plans[key] = outputs, Plan(program, [kernel], batch, outputs, workers.threads) if batch else None
+        outputs, plan = plans[key]
+        made = {name: np.empty(shape, dtype) for name, (shape, dtype) in outputs.items()}
+        if plan is not None:
+            plan.run(workers, {**values, **made})
         return made
 
     return call

@@ -6,11 +6,11 @@ it is in the cache; the scans share their channels.  A buffer is used again when
 
 from __future__ import annotations
 
+import contextlib
 import os
 import threading
 import weakref
-from collections.abc import Callable, Collection, Mapping
-from functools import partial
+from collections.abc import Collection, Mapping
 from itertools import zip_longest
 from queue import SimpleQueue
 
@@ -18,7 +18,7 @@ import numpy as np
 
 from intsim.kernels.base import BATCH, In, Kernel, Out
 from intsim.kernels.memory import address_of
-from intsim.kernels.run import COUNTERS, run
+from intsim.kernels.run import AWAKE, COUNTERS, make_group, run
 from intsim.kernels.scan import BLOCK
 from intsim.program import Array, Program, Tensor
 
@@ -26,64 +26,59 @@ GRAIN = 20_000  # nanoseconds of work that are worth a task of their own
 ROWS = 64  # most rows of a task: what its operators make stays in the cache
 SHARES = 3  # tasks of a phase for each thread, if they are worth it
 LINE = 64  # bytes
-TILE = 4  # rows of a tile of the matrix products: a task has whole tiles
+TILES = (16, 4)  # rows of a tile of the matrix products, in tile and in vector registers: a task has whole tiles
 
-Work = SimpleQueue[Callable[[], None] | None]
+Calls = SimpleQueue[bool]
+
+
+def allowed_cpus() -> set[int]:
+    """The CPUs that the calling thread may use; none where the system does not say."""
+    try:
+        return set(os.sched_getaffinity(0))
+    except AttributeError:
+        return set()
 
 
 class Workers:
-    """`threads` threads: the caller's, and others that wait for work."""
+    """A group of `threads` threads: the caller's, and helpers, which sleep when there was nothing to do for a while."""
 
     def __init__(self, threads: int):
         self.threads = threads
         self._process = 0
-        self._work: Work = SimpleQueue()
+        self._calls: Calls = SimpleQueue()
+        self._group = make_group(threads, allowed_cpus())
+        self._address = address_of(self._group)
 
-    def call(self, count: int, part: Callable[[int], None]) -> None:
-        """Calls part(0) here and offers part(1) .. part(count - 1) to other threads.
-
-        Returns when part(0) does: that must do, or wait for, whatever the others have begun.  Raises its error, or one
-        that another part has met by then.
-        """
-        errors: list[BaseException] = []
-
-        def offered(i: int) -> None:
-            try:
-                part(i)
-            except BaseException as error:
-                errors.append(error)
-
-        if count > 1:
+    def run(self, ticket: int, threads: int) -> None:
+        """Runs a ticket of `kernels.run`, an address, by the calling thread and up to `threads` - 1 helpers."""
+        if threads > 1:
             if self._process != os.getpid():  # a fork has no threads
                 self._start()
-            for i in range(1, count):
-                self._work.put(partial(offered, i))
-        part(0)
-        if errors:
-            raise errors[0]
+            for _ in range(self.threads - 1 - int(self._group[AWAKE]) - self._calls.qsize()):
+                self._calls.put(True)
+        run(self._address, ticket, 0)
 
     def _start(self) -> None:
         self._process = os.getpid()
-        work: Work = SimpleQueue()
-        self._work = work
-        for _ in range(self.threads - 1):
-            threading.Thread(target=serve, args=(work,), name="intsim", daemon=True).start()
-        weakref.finalize(self, dismiss, work, self.threads - 1)
+        calls: Calls = SimpleQueue()
+        self._calls = calls
+        self._group = group = make_group(self.threads, allowed_cpus())
+        self._address = address_of(group)
+        for thread in range(1, self.threads):
+            threading.Thread(target=help_out, args=(calls, group, thread), name="intsim", daemon=True).start()
+        weakref.finalize(self, dismiss, calls, self.threads - 1)
 
 
-def serve(work: Work) -> None:
-    """What a thread does until it is dismissed."""
-    while True:
-        item = work.get()
-        if item is None:
-            return
-        item()
-        del item  # it holds the buffers of a run
+def help_out(calls: Calls, group: Array, thread: int) -> None:
+    """What a helper does until it is dismissed."""
+    while calls.get():
+        with contextlib.suppress(Exception):  # it cannot be compiled: the caller's thread meets and tells that
+            run(address_of(group), 0, thread)
 
 
-def dismiss(work: Work, threads: int) -> None:
-    for _ in range(threads):
-        work.put(None)
+def dismiss(calls: Calls, helpers: int) -> None:
+    for _ in range(helpers):
+        calls.put(False)
 
 
 def size_of(tensor: Tensor, batch: int) -> int:
@@ -137,6 +132,7 @@ class Plan:
         size = -(-max(k.scratch for k in kernels) // LINE) * LINE + LINE
         self.memory = np.empty((self.threads, size), dtype=np.uint8)
         self.scratch = [address_of(row) + -address_of(row) % LINE for row in self.memory]
+        self.seal()
 
     def _share(self, kernels: list[Kernel], batch: int, threads: int) -> None:
         """Makes `chains`, `tasks` and `phases` (see kernels.run)."""
@@ -159,17 +155,20 @@ class Plan:
         self.chains, self.tasks = np.array(chains, dtype=np.int64), np.array(tasks, dtype=np.int64)
         self.phases = np.array(phases, dtype=np.int64)
 
+    def seal(self) -> None:
+        """Makes what is at the address `ticket` (see kernels.run)."""
+        levels = len(self.phases) - 1
+        self.marks = np.zeros(levels * COUNTERS, dtype=np.int64)
+        arrays = map(address_of, (self.steps, self.begins, self.chains, self.tasks, self.phases))
+        numbers = [self.threads, *arrays, levels, address_of(self.marks), *self.scratch]
+        self._ticket = np.array(numbers, dtype=np.int64)
+        self.ticket = address_of(self._ticket)
+
     def run(self, workers: Workers, brought: Mapping[str, Array]) -> None:
         """brought: arrays of all tensors that are given or wanted, [batch, *shape], contiguous, in their containers."""
         for position, name in self.open:
             self.steps[position] = address_of(brought[name])
-        counters = np.zeros(len(self.phases) * COUNTERS, dtype=np.int64)  # its own for each run: a helper may be late
-
-        def part(thread: int) -> None:
-            scratch = self.scratch[thread]
-            run(self.steps, self.begins, self.chains, self.tasks, self.phases, counters, scratch, thread)
-
-        workers.call(self.threads, part)
+        workers.run(self.ticket, self.threads)
 
 
 def levels_of(kernels: list[Kernel]) -> list[int]:
@@ -230,5 +229,6 @@ def split(kernels: list[Kernel], batch: int, threads: int) -> list[tuple[int, in
         return [(start, min(start + BLOCK, total)) for start in starts]
     cost = total * sum(k.row_cost for k in kernels)
     count = max(-(-total // ROWS), min(SHARES * threads, cost // GRAIN) if threads > 1 else 1)
-    size = -(-total // count // TILE) * TILE if total >= count * TILE else TILE
+    tile = next((tile for tile in TILES if total >= count * tile), TILES[-1])
+    size = max(1, (2 * total // (count * tile) + 1) // 2) * tile  # the nearest number of tiles
     return [(start, min(start + size, total)) for start in range(0, total, size)]

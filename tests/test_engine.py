@@ -6,6 +6,7 @@ INTSIM_RANDOM_PROGRAMS=500 runs that many random Programs instead of 60.
 from __future__ import annotations
 
 import dataclasses
+import multiprocessing
 import os
 import re
 import subprocess
@@ -15,24 +16,27 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from fractions import Fraction
 from math import isqrt
-from typing import Any
+from typing import Any, cast
 
 import numba
 import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from numba import types
+from numba.extending import intrinsic as numba_intrinsic
 
 from intsim import kernels, plan
 from intsim.engine import Engine
 from intsim.errors import UserError
 from intsim.kernels import cache as kernel_cache
-from intsim.kernels import common, cpu, dot, exp2, memory, requantize, run, scan
+from intsim.kernels import common, cpu, dot, exp2, memory, requantize, run, scan, tiles
 from intsim.kernels import vector as v
 from intsim.oracle import Oracle
 from intsim.program import Array, Program
 from intsim.synthetic import Size, random_program
 
+intrinsic: Any = numba_intrinsic
 COUNT = int(os.environ.get("INTSIM_RANDOM_PROGRAMS", "60"))
 ROUNDINGS = ("half_up", "half_even", "half_away", "floor")
 
@@ -120,8 +124,15 @@ def test_paths(path: str, rounding: str, monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setenv(cpu.VARIABLE, path)
     seed = ROUNDINGS.index(rounding)
     for inner, width, states, bits in ((130, 64, 16, 8), (64, 81, 16, 16), (16, 200, 17, 8)):
-        size = dataclasses.replace(SIZE, inner=inner, width=width, states=states, depth=1, classes=70)
-        check(random_program(seed, size, rounding=rounding, state_bits=bits), images_for(random_program(seed, size), 2))
+        layers = {"inner": inner, "width": width, "states": states, "depth": 1, "classes": 70}
+        size = dataclasses.replace(SIZE, image=(17, 21, 3), **layers)  # 31 tokens: one and two tiles, not all of them
+        program = random_program(seed, size, rounding=rounding, state_bits=bits)
+        got = check(program, images_for(program, 2))
+        tiled = [isinstance(getattr(k, "weights", None), tiles.TileWeights) for k in Engine(program)._kernels]
+        assert any(tiled) == (path == "amx")
+        # an accumulator that is wanted takes a matrix product off its fastest way: once more without them
+        rest = [name for name in got if not name.endswith("acc")]
+        assert_same({name: got[name] for name in rest}, Engine(program, threads=2).run(images_for(program, 2), rest))
 
 
 def test_the_choice_of_a_path(program: Program, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -143,6 +154,74 @@ def test_a_generic_cpu_has_the_plain_path_only() -> None:
     subprocess.run([sys.executable, "-c", code], check=True, timeout=120, env=env)
 
 
+REFUSED = """
+import ctypes, errno, struct, sys
+
+# a filter for this process's calls: arch_prctl(ARCH_REQ_XCOMP_PERM) fails as on a system that does not allow AMX
+code = [(0x20, 0, 0, 0), (0x15, 0, 3, 158), (0x20, 0, 0, 16), (0x15, 0, 1, 0x1023), (6, 0, 0, 0x50000 | errno.EPERM),
+        (6, 0, 0, 0x7FFF0000)]
+text = ctypes.create_string_buffer(b"".join(struct.pack("HBBI", *line) for line in code))
+rules = ctypes.create_string_buffer(struct.pack("HxxxxxxP", len(code), ctypes.addressof(text)))
+libc = ctypes.CDLL(None)
+if libc.prctl(38, 1, 0, 0, 0) or libc.prctl(22, 2, ctypes.c_void_p(ctypes.addressof(rules)), 0, 0):
+    sys.exit(77)
+from intsim.kernels import cpu
+assert cpu.has_tiles() and "amx" not in cpu.available() and cpu.choose() == "avx512vnni", cpu.available()
+import numpy as np
+from intsim.engine import Engine
+from intsim.oracle import Oracle
+from intsim.synthetic import random_program
+program = random_program(1)
+images = np.random.default_rng(1).integers(0, 256, (2, *program.image), dtype=np.uint8)
+assert np.array_equal(Engine(program).run(images)[program.logits], Oracle(program).run(images)[program.logits])
+"""
+
+
+@pytest.mark.skipif("amx" not in cpu.available(), reason="needs AMX")
+def test_a_system_that_refuses_tiles() -> None:
+    """Compiled code that holds tile instructions is there, and none of them is executed."""
+    env = {name: value for name, value in os.environ.items() if name != cpu.VARIABLE}
+    done = subprocess.run([sys.executable, "-c", REFUSED], env=env, timeout=120, stderr=subprocess.PIPE, text=True)
+    if done.returncode == 77:
+        pytest.skip("the system does not let a process filter its calls")
+    assert done.returncode == 0, done.stderr
+
+
+@intrinsic
+def tile_configuration(typing: Any, address: Any) -> Any:
+    """Stores this thread's configuration of the tile registers, 64 bytes; zeros if they are released."""
+
+    def generate(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        tiles._emit(builder, "sttilecfg ($0)", args[0])
+        return context.get_dummy_value()
+
+    return types.void(types.int64), generate
+
+
+@numba.njit
+def configured(address: int, begin: bool) -> None:
+    if begin:
+        tiles.begin_tiles(address)
+    tile_configuration(address)
+    if begin:
+        tiles.end_tiles()
+
+
+@pytest.mark.skipif("amx" not in cpu.available(), reason="needs AMX")
+def test_tiles_are_released(monkeypatch: pytest.MonkeyPatch) -> None:
+    """After a run the caller's thread has no tile state that the system would save at each switch of threads."""
+    monkeypatch.setenv(cpu.VARIABLE, "amx")
+    program = random_program(1, dataclasses.replace(SIZE, image=(17, 21, 3), inner=64, width=64))
+    engine = Engine(program, threads=1)
+    assert any(isinstance(getattr(k, "weights", None), tiles.TileWeights) for k in engine._kernels)
+    state = dot.aligned(64)
+    configured(memory.address_of(state), True)
+    assert state.any()
+    engine.run(images_for(program, 1))
+    configured(memory.address_of(state), False)
+    assert not state.any()
+
+
 def test_wide_group_shifts() -> None:
     """Groups far apart: the sums are shifted between them."""
     program = random_program(3, SIZE, k=4)
@@ -152,6 +231,7 @@ def test_wide_group_shifts() -> None:
     program.tensors[name] = dataclasses.replace(program.tensors[name], terms=terms)
     program.arrays["layers.0.mixer.in_proj.weight"] //= 16  # keep the accumulator within 32 bits
     (kernel,) = (k for k in Engine(program)._kernels if k.op.name == "layers.0.mixer.in_proj")
+    assert isinstance(kernel.weights, dot.Weights)  # type: ignore[attr-defined]
     assert kernel.weights.ends[:, 1].tolist() == [6, 1, 8, 0]  # type: ignore[attr-defined]
     check(program, images_for(program, 2))
 
@@ -166,12 +246,32 @@ def test_scan_with_large_left_shifts(rounding: str, less: int) -> None:
             program.arrays[op.constants["b_shift"]] -= less
     scans = [k for k in Engine(program)._kernels if k.op.kind == "scan"]
     methods = {k.method for k in scans}  # type: ignore[attr-defined]
-    fast = cpu.choose() == "avx512vnni" and rounding in ("half_up", "floor")
+    fast = cpu.choose() in cpu.WIDE and rounding in ("half_up", "floor")
     assert methods == {scan.TRACED if less == 28 else scan.AVX512 if fast and not less else scan.VECTOR}
     assert all(k.clamps for k in scans) == (less > 0)  # type: ignore[attr-defined]
     got = check(program, images_for(program, 2))
     if less > 10:
         assert max(abs(int(got["layers.0.mixer.scan.b"].min())), int(got["layers.0.mixer.scan.b"].max())) == 2**30 - 1
+
+
+@pytest.mark.parametrize("path", cpu.available())
+@pytest.mark.parametrize("rounding", ROUNDINGS)
+@pytest.mark.parametrize("state_bits", [8, 16])
+def test_every_bit_of_a_scans_sum(path: str, rounding: str, state_bits: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Small states and little shift behind them: one or two more or less in the sum over the states is seen in `y`."""
+    monkeypatch.setenv(cpu.VARIABLE, path)
+    program = random_program(4, dataclasses.replace(SIZE, states=16), rounding=rounding, state_bits=state_bits)
+    for op in program.operators:
+        if op.kind == "scan":
+            b_shift, token_shift = (program.arrays[op.constants[c]] for c in ("b_shift", "state_token_shift"))
+            b_shift += 6 - (b_shift.max() + token_shift.max())
+            program.arrays[op.constants["D"]][:] = 0
+            program.arrays[op.constants["y_shift"]][:] = 3
+    wanted = Oracle(program).run(images_for(program, 3), ["*.scan*.y"])
+    for name, y in wanted.items():
+        if name != program.logits:
+            assert ((y > -128) & (y < 127) & (y != 0)).mean() > 0.05, name
+    assert_same(wanted, Engine(program).run(images_for(program, 3), ["*.scan*.y"]))
 
 
 # --- threads, taps, batches ---
@@ -330,45 +430,90 @@ def test_bad_arguments(program: Program) -> None:
         Engine(program).run(images_for(program, 1), ["nothing"])
 
 
-def test_an_error_in_a_worker_is_raised() -> None:
-    met = threading.Event()
-
-    def part(thread: int) -> None:
-        if thread:
-            met.set()
-            raise ValueError("worker")
-        met.wait(60)
-        time.sleep(0.1)
-
-    with pytest.raises(ValueError, match="worker"):
-        plan.Workers(2).call(2, part)
-
-
 def test_a_late_helper_finds_the_door_closed(program: Program) -> None:
-    """It touches nothing: neither tasks nor its memory."""
+    """It touches nothing: neither tasks nor its memory, nor the thread that it is."""
+    allowed = plan.allowed_cpus()
     images = images_for(program, 1)
     bound = Engine(program, threads=1)._kernels
     p = plan.Plan(program, bound, 1, {program.logits}, 2)
-    calls: list[Any] = []
-
-    class Never(plan.Workers):
-        def call(self, count: int, part: Any) -> None:
-            calls.append(part)
-            part(0)
-
+    group = run.make_group(2, allowed)
     logits = np.zeros((1, *program.tensors[program.logits].shape), np.int32)
-    p.run(Never(2), {"image": images, program.logits: logits})
+
+    class Alone:
+        def run(self, ticket: int, threads: int) -> None:
+            run.run(memory.address_of(group), ticket, 0)
+
+    p.run(cast(plan.Workers, Alone()), {"image": images, program.logits: logits})
     assert np.array_equal(logits, Engine(program).run(images)[program.logits])
     logits[:] = 7
     p.memory[:] = 7
-    calls[0](1)
-    assert (logits == 7).all() and (p.memory == 7).all()
+    marks = p.marks.copy()
+    run.run(memory.address_of(group), 0, 1)
+    assert (logits == 7).all() and (p.memory == 7).all() and np.array_equal(p.marks, marks)
+    assert plan.allowed_cpus() == allowed and group[run.AWAKE] == 0
 
 
-def test_threads_end_with_their_workers() -> None:
+def test_runs_side_by_side(program: Program) -> None:
+    """One leads the helpers, the others work alone; each has its own integers, again and again."""
+    engine = Engine(program, threads=3)
+    images = images_for(program, 3)
+    expected = [Engine(program, threads=1).run(images[i : i + 1])[program.logits] for i in range(3)]
+
+    def many(i: int) -> bool:
+        return all(np.array_equal(engine.run(images[i : i + 1])[program.logits], expected[i]) for _ in range(200))
+
+    with ThreadPoolExecutor(3) as pool:
+        assert all(pool.map(many, range(3)))
+    assert engine._workers._group[run.LEADERS] == 0
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+def test_a_fork_has_helpers_of_its_own(program: Program) -> None:
+    engine = Engine(program, threads=2)
+    images = images_for(program, 1)
+    expected = engine.run(images)[program.logits]
+    context = multiprocessing.get_context("fork")
+    found = context.Queue()
+    child = context.Process(target=lambda: found.put(engine.run(images)[program.logits]))
+    child.start()
+    assert np.array_equal(found.get(timeout=60), expected)
+    child.join(60)
+    assert child.exitcode == 0
+
+
+@numba.njit(nogil=True)
+def seated(group: Array, thread: int) -> None:
+    run.take_seat(group, thread)
+
+
+@pytest.mark.skipif(len(plan.allowed_cpus()) < 2, reason="needs two CPUs, and a system that says which")
+def test_a_helper_leaves_the_cpu_of_another_thread() -> None:
+    allowed = plan.allowed_cpus()
+    seats = [run.SEATS + run.SEAT * thread for thread in range(3)]
+
+    def helper(taken: int, group: Array) -> tuple[int, set[int]]:
+        os.sched_setaffinity(0, {taken})
+        group[seats[0]] = taken + 1
+        seated(group, 1)
+        return int(group[seats[1]]) - 1, os.sched_getaffinity(0)
+
+    for cpu_ in allowed:
+        with ThreadPoolExecutor(1) as pool:
+            seat, left = pool.submit(helper, cpu_, run.make_group(3, allowed)).result()
+        assert seat in left and left == allowed - {cpu_}
+        with ThreadPoolExecutor(1) as pool:  # nowhere to go
+            assert pool.submit(helper, cpu_, run.make_group(3, {cpu_})).result() == (cpu_, {cpu_})
+    assert plan.allowed_cpus() == allowed  # the caller's thread is never moved
+
+
+def test_threads_end_with_their_workers(program: Program) -> None:
     before = threading.active_count()
     workers = plan.Workers(3)
-    workers.call(3, lambda thread: None)
+    p = plan.Plan(program, Engine(program, threads=1)._kernels, 1, {program.logits}, 1)
+    logits = np.zeros((1, *program.tensors[program.logits].shape), np.int32)
+    p.run(workers, {"image": images_for(program, 1), program.logits: logits})
+    workers.run(p.ticket, 3)
+    assert threading.active_count() == before + 2
     del workers
     for _ in range(100):
         if threading.active_count() <= before:
@@ -463,7 +608,7 @@ def test_exp2(m: int, rounding: str) -> None:
             for delta in range(256):
                 exp2.exp2_row(delta, a, 0, 256, f, rom, m, mode, table, delta * 256)
             assert np.array_equal(table.reshape(256, 256), wanted), f
-        if mode <= 1 and cpu.choose() == "avx512vnni":
+        if mode <= 1 and cpu.choose() in cpu.WIDE:
             rows = np.zeros(256 * 256, dtype=np.int32)
             negative_rows(a, f, exp2.packed_rom(rom), m, mode, rows)
             assert np.array_equal(rows.reshape(16, 256, 16).transpose(1, 0, 2).reshape(256, 256), -wanted & 65535), f
@@ -481,7 +626,7 @@ def test_scans(rounding: str, lowest: int, states: int, channels: int) -> None:
     padded, room = -(-states // 16) * 16, -(-channels // 16) * 16
     mode = common.MODES[rounding]
     methods = [scan.VECTOR]
-    if cpu.choose() == "avx512vnni" and mode <= 1 and lowest == -scan.HARMLESS_LEFT and states <= 16:
+    if cpu.choose() in cpu.WIDE and mode <= 1 and lowest == -scan.HARMLESS_LEFT and states <= 16:
         methods.append(scan.AVX512)
     kept: list[Array] = []
 
@@ -519,8 +664,11 @@ def test_scans(rounding: str, lowest: int, states: int, channels: int) -> None:
                 numbers = [*inputs, *outputs, *sizes, *constants, m, mode, *ranges, 2, bits // 8, 1]
                 step = np.array([scan.Scan.code, *numbers], dtype=np.int64)
                 one = [np.array(n, dtype=np.int64) for n in ([0, len(step)], [0], [[0, 1, 0, channels]], [0, 1])]
-                counters = np.zeros(2 * run.COUNTERS, dtype=np.int64)
-                run.run(step, *one, counters, memory.address_of(scratch) + -memory.address_of(scratch) % 64, 0)
+                marks, group = np.zeros(run.COUNTERS, dtype=np.int64), run.make_group(1, ())
+                at = memory.address_of(scratch)
+                addresses = [*map(memory.address_of, (step, *one)), 1, memory.address_of(marks), at + -at % 64]
+                ticket = np.array([1, *addresses], dtype=np.int64)
+                run.run(memory.address_of(group), memory.address_of(ticket), 0)
                 found.append(y)
         assert not (found[0] == 1).all()
         for y in found[1:]:
@@ -543,7 +691,64 @@ def sums_of(w: Array, x: int, rows: int, packed: int, tile: int, out: Array) -> 
         first += done
 
 
-@pytest.mark.parametrize("path", cpu.available())
+@numba.njit
+def tile_sums_of(w: Array, x: int, rows: int, sums: int, out: Array) -> None:
+    """All products of int8 rows [TALL, whole tiles] at the address x, without bias, to int32 [rows, columns]."""
+    tiles.begin_tiles(sums)
+    planes, depth = w[tiles.PLANES], w[dot.DEPTH]
+    found = memory.int32_at(sums, 32 * 32)
+    for pair in range((w[dot.VECTORS] * planes + 1) // 2):
+        weights = w[dot.PACKED] + pair * 2 * depth * 1024
+        if rows > 16:
+            tiles.sum_32(x, depth * 64, weights, depth, sums, 128)
+        else:
+            tiles.sum_16(x, depth * 64, weights, depth, sums, 128)
+        for i in range(rows):
+            for c in range(32):
+                column = pair * 32 + c if planes == 1 else pair * 16 + c % 16
+                if column < out.shape[1]:
+                    out[i, column] += found[i * 32 + c] << (w[tiles.LEVEL] + (8 if planes == 2 and c < 16 else 0))
+    tiles.end_tiles()
+
+
+@pytest.mark.skipif("amx" not in cpu.available(), reason="needs AMX")
+def test_products_in_tiles() -> None:
+    """As test_products: one and two planes, the largest shifts of two, halves of the rows, an odd block at the end."""
+    rng = np.random.default_rng(7)
+    planes = set()
+    for rows, inputs, outputs in ((1, 1, 1), (5, 65, 33), (16, 64, 7), (17, 129, 64), (32, 200, 130)):
+        for shifts in ([0], [2], [3, 4], [0, 3, 7, 8], [8, 15]):
+            weight = rng.choice([-128, -128, -1, 0, 5, 127], (outputs, inputs)).astype(np.int8)
+            x = np.zeros((32, -(-inputs // 64) * 64), dtype=np.int8)
+            x[:, :inputs] = rng.choice([-128, -128, 127, 1, 0], (32, inputs))
+            bias = rng.integers(-(2**31), 2**31, outputs).astype(np.int32)
+            column_shift = rng.choice(shifts, inputs)
+            columns = np.concatenate([rng.permutation(outputs), np.full(-outputs % 16, -1)])
+            w = tiles.TileWeights(weight, bias, column_shift, columns)
+            planes.add(w.planes)
+            out, sums = np.zeros((rows, len(columns)), dtype=np.int32), dot.aligned(32 * 32 * 4)
+            numbers = np.array(w.arguments(), dtype=np.int64)
+            tile_sums_of(numbers, memory.address_of(x), rows, memory.address_of(sums), out)
+            wanted = bias + x[:rows, :inputs].astype(np.int64) @ (weight.astype(np.int64).T << column_shift[:, None])
+            real = columns >= 0
+            assert np.array_equal((out + w.bias)[:, real], wanted.astype(np.int32)[:, columns[real]]), (inputs, shifts)
+    assert planes == {1, 2}
+
+
+def test_planes_hold_every_weight() -> None:
+    """256 high + low is w * 2^s for every weight and shift that two planes can hold, and no other is taken."""
+    weight = np.arange(-128, 128, dtype=np.int8)[:, None]
+    for s in range(16):
+        shift = np.array([0, s])
+        both = tiles.planes_of(np.repeat(weight, 2, axis=1), shift)
+        assert (both is not None) == (s <= 8)
+        if both is not None:
+            assert all(-128 <= plane.min() and plane.max() <= 127 for plane in both)
+            total = sum(plane << (8 * i) for i, plane in enumerate(reversed(both)))
+            assert np.array_equal(total, weight.astype(np.int64) << shift)
+
+
+@pytest.mark.parametrize("path", [path for path in cpu.available() if path != "amx"])
 def test_products(path: str) -> None:
     """Weights of each path against NumPy int64: odd sizes, extremes, groups, sums that wrap on the way."""
     rng = np.random.default_rng(7)

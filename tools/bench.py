@@ -42,9 +42,11 @@ import numpy as np
 from rich.console import Console
 
 from intsim import embedded
-from intsim.engine import Engine, available_threads, bind_operator
+from intsim.engine import Engine, available_threads, bind, bind_operator
 from intsim.errors import UserError
 from intsim.files import write_atomically
+from intsim.plan import Plan as Steps
+from intsim.plan import Workers
 from intsim.program import Array, Operator, Program
 from intsim.program_file import load_program, program_bytes
 from intsim.synthetic import VIM, Size, random_program
@@ -61,6 +63,7 @@ STEPS = 3_000_000  # of the peak loop, ten ms: waking the threads takes a tenth 
 PAUSE = 25e-3  # seconds between samples: after torch, OpenMP's threads spin on for many ms, on the next one's cores
 SLOW = 4  # a call that takes so many times the seconds of its comparison is sampled once
 CACHE_BYTES, MEMORY_BYTES = 128 << 10, 32 << 20  # one array of the copy loop
+PHASES = 50  # of one operator in one call, for its time in a run: the call itself is then a small part
 SCAN_MACS = 3  # multiplications of a state update: delta u B, A-bar h, h C
 TOY = Size((32, 32, 3), 8, 8, 24, 2, 48, 8, 3, 4, 10)
 EMBEDDED = "embedded"
@@ -270,6 +273,7 @@ class Bench:
 
             calls = {
                 "intsim": bound,
+                "in a run": InARun(program, op, bound, self.threads),
                 "peak": lambda: peak.run(STEPS, team),
                 "torch": lambda x=x, w=w: torch._int_mm(x, w),
                 "torch, contiguous": lambda x=x, w=flat: torch._int_mm(x, w),
@@ -289,6 +293,7 @@ class Bench:
                     "shape": list(shape),
                     "seconds": found["intsim"].median,
                     "gmac_per_s": work / found["intsim"].median,
+                    "in_a_run_gmac_per_s": work * PHASES / found["in a run"].median,
                     "torch_gmac_per_s": work / min(torches) if torches else None,
                     "peak_gmac_per_s": multiplied / found["peak"].median,
                     "fraction_of_peak": work / found["intsim"].median / (multiplied / found["peak"].median),
@@ -601,6 +606,26 @@ class Bound:
         return self._call(self.values, self.ports)
 
 
+class InARun:
+    """One operator as it runs in a network: PHASES times in one call, each after all threads are done with the last.
+
+    The inputs lie where `bound` has them, and each phase writes the same outputs.
+    """
+
+    def __init__(self, program: Program, op: Operator, bound: Bound, threads: int):
+        self.brought = {**bound.values, **bound()}
+        made = {op.tensor(port) for port in bound.ports}
+        self.steps = Steps(program, [bind(program, op)], len(next(iter(self.brought.values()))), made, threads)
+        count = len(self.steps.tasks)
+        self.steps.tasks = np.tile(self.steps.tasks, (PHASES, 1))
+        self.steps.phases = np.arange(PHASES + 1, dtype=np.int64) * count
+        self.steps.seal()
+        self.workers = Workers(threads)
+
+    def __call__(self) -> None:
+        self.steps.run(self.workers, self.brought)
+
+
 def inputs_of(program: Program, ops: Collection[Operator], images: Array) -> dict[str, Array]:
     """What these operators read when the Program runs on the images."""
     names = {name for op in ops for name in op.inputs.values()}
@@ -647,6 +672,7 @@ def matmul_figures(rows: list[dict[str, Any]]) -> dict[str, float | None]:
     together = work / sum(row["count"] * row["seconds"] for row in rows)
     return {
         "matmul_vs_torch_int_mm": first["gmac_per_s"] / torch_rate if torch_rate else None,
+        "matmul_in_a_run_vs_torch_int_mm": first["in_a_run_gmac_per_s"] / torch_rate if torch_rate else None,
         "matmul_fraction_of_peak": first["fraction_of_peak"],
         "matmul_network_fraction": together / first["gmac_per_s"],
         "matmul_worst_fraction": min(row["gmac_per_s"] for row in rows) / first["gmac_per_s"],

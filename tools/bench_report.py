@@ -161,14 +161,18 @@ def tables(result: Result) -> Iterator[Table | str]:
         )
     if result.get("matmul"):
         made = _table("int8 matmul, GMAC/s", "tokens x inputs x outputs", "operator", "intsim", "torch._int_mm",
-                      "times torch", "of peak", text=2)  # fmt: skip
+                      "times torch", "of peak", "in a run", text=2)  # fmt: skip
         for row in result["matmul"]:
             both = row["torch_gmac_per_s"] is not None
             times = number(row["gmac_per_s"] / row["torch_gmac_per_s"]) if both else "-"
             shape = " x ".join(map(str, row["shape"]))
             made.add_row(shape, row["operator"], number(row["gmac_per_s"]), number(row["torch_gmac_per_s"]), times,
-                         f"{100 * row['fraction_of_peak']:.1f} %")  # fmt: skip
+                         f"{100 * row['fraction_of_peak']:.1f} %", number(row.get("in_a_run_gmac_per_s")))  # fmt: skip
         yield made
+        yield (
+            "intsim and torch are called from Python for each product; `in a run`: intsim's with many in one call, as "
+            "in a network.  intsim's includes bias, rounding and saturation, torch's ends with int32"
+        )
     if result.get("sequence"):
         made = _table("Sequence length, batch 1", "tokens", "ms", "us a token")
         for row in result["sequence"]:

@@ -96,6 +96,7 @@ def command(
     from golden.engines import make_engine
     from golden.images import open_images
     from golden.stimulus import Stimuli
+    from intsim.files import bytes_in
 
     program, data = load(model, what_if)
     names = choose(program, layers, state, accumulators)
@@ -122,7 +123,7 @@ def command(
                 progress=lambda done: update(done, text=cluster.caption() if cluster else None),
                 cluster=cluster,
             )
-        total = sum(file.stat().st_size for file in out.rglob("*") if file.is_file())
+        total = bytes_in(out)
         found.update(out=str(out), program=identity(program), images=len(images), tensors=len(names), bytes=total)
         found["content_sha256"] = written["content_sha256"]
         rows = table("image", "label", "class", numbers=("label", "class"))

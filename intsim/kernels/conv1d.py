@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from intsim.kernels import cpu
 from intsim.kernels import vector as v
 from intsim.kernels.base import In, Kernel, Out, pad
 from intsim.kernels.common import kernel
@@ -30,7 +31,7 @@ class Conv1d(Kernel):
         padded = np.zeros((taps, len(step.shift)), dtype=np.int8)
         padded[:, : self.width] = weight.T
         bias = pad(self.constant("bias", np.int32), v.LANES)
-        fast = self.path == "avx512vnni" and self.mode <= 1 and step.narrow and taps <= 4
+        fast = self.path in cpu.WIDE and self.mode <= 1 and step.narrow and taps <= 4
         whole = self.width // BYTES * BYTES if fast else 0  # channels in blocks of BYTES; the rest goes 16 at a time
         # In a block lane 4q + i of vector k holds the channel 16q + 4k + i, a byte of it for each tap.
         order = np.arange(BYTES).reshape(4, 4, 4).transpose(1, 0, 2).reshape(-1)

@@ -2,6 +2,7 @@
 
 The paths differ in instructions only, never in an integer:
 
+    amx          matrix products in tile registers (TDPBSSD), where they pay; all else as avx512vnni
     avx512vnni   8-bit dot products of 512 bits (VPDPBUSD), the scan in 16 lanes of one register
     avxvnni      8-bit dot products of 256 bits
     avx2         16-bit dot products of 256 bits (VPMADDWD)
@@ -13,7 +14,10 @@ Numba compiles for: with NUMBA_CPU_NAME=generic only `plain` is left.
 
 from __future__ import annotations
 
+import ctypes
 import os
+import platform
+import sys
 from functools import lru_cache
 
 from numba.core.registry import cpu_target
@@ -22,7 +26,10 @@ from intsim.errors import UserError
 
 VARIABLE = "INTSIM_KERNELS"
 AVX512 = frozenset({"avx512f", "avx512bw", "avx512dq", "avx512vl"})
+TILES = AVX512 | {"avx512vnni", "amx-tile", "amx-int8"}
+WIDE = ("amx", "avx512vnni")  # paths that have AVX-512 and its VNNI
 NEEDS = {  # path -> features in LLVM's names, the fastest path first
+    "amx": TILES,
     "avx512vnni": AVX512 | {"avx512vnni"},
     "avxvnni": frozenset({"avx2", "avxvnni"}),
     "avx2": frozenset({"avx2"}),
@@ -38,9 +45,26 @@ def features() -> frozenset[str]:
     return frozenset(item[1:] for item in listed.split(",") if item.startswith("+"))
 
 
+@lru_cache(maxsize=1)
+def tiles_allowed() -> bool:
+    """Asks Linux, once, to let this process use the tile registers; whether it does."""
+    if sys.platform != "linux" or platform.machine() != "x86_64":
+        return False
+    arch_prctl, request_permission, tile_data = 158, 0x1023, 18
+    try:
+        return int(ctypes.CDLL(None).syscall(arch_prctl, request_permission, tile_data)) == 0
+    except (OSError, AttributeError):
+        return False
+
+
+def has_tiles() -> bool:
+    """Whether Numba compiles for a CPU with AMX; `available` says whether it may be used."""
+    return TILES <= features()
+
+
 def available() -> list[str]:
     """The paths that this CPU can run, the fastest first."""
-    return [path for path in PATHS if NEEDS[path] <= features()]
+    return [path for path in PATHS if NEEDS[path] <= features() and (path != "amx" or tiles_allowed())]
 
 
 def choose() -> str:

@@ -1,6 +1,8 @@
 # mypy: allow-untyped-defs, allow-untyped-calls, allow-untyped-decorators
 """Integer matrix products for `linear` and `patch_embed`: acc = bias + sum of groups (SPEC 5.1, 5.4).
 
+These are the products of vector registers; `intsim.kernels.tiles` has those of tile registers.
+
 Weights are packed once, [outputs / 16][depth][16 outputs][32 bits] on 64-byte boundaries; 32 bits are four 8-bit or
 two 16-bit weights, and a row of inputs is packed to 32-bit pieces alike.  A tile of 4 rows by up to 64 outputs is
 summed in registers:
@@ -89,6 +91,8 @@ class Weights:
         self.bytes_order = (whole_order & 127).astype(np.uint8)
         from_pair = (whole_order.reshape(blocks, 1, 64) >> 7) == np.arange(self.pairs)[:, None]
         self.masks = np.packbits(from_pair, axis=2, bitorder="little").reshape(-1).view(np.int64)
+        self.kept = [self.order, self.packed, self.start, self.ends, self.bias, self.bytes_order, self.masks]
+        self.row_bytes = self.depth * 4
 
     def arguments(self) -> list[int]:
         """For `pack_rows` and `products`, in the order of the names below."""
@@ -199,7 +203,7 @@ def _sums(builder: Any, path: str, vectors: int, args: list[Any]) -> dict[tuple[
     x, w, w_stride, depth, ends, groups, start = args
     sums = {}
     for q, half in parts:
-        first = builder.load(_at(builder, start, 64 * q + 32 * half, vector), align=4)
+        first = builder.load(place(builder, start, 64 * q + 32 * half, vector), align=4)
         for r in range(ROWS):
             sums[r, q, half] = cgutils.alloca_once_value(builder, first)
     columns = [builder.add(w, builder.mul(w_stride, ir.Constant(I64, q))) for q in range(vectors)]
@@ -207,16 +211,16 @@ def _sums(builder: Any, path: str, vectors: int, args: list[Any]) -> dict[tuple[
     done = cgutils.alloca_once_value(builder, ir.Constant(I64, 0))
     with cgutils.for_range(builder, groups) as loop:
         entry = builder.add(ends, builder.mul(loop.index, ir.Constant(I64, 16)))
-        end = builder.load(_at(builder, entry, 0, I64), align=8)
-        shift = builder.load(_at(builder, entry, 8, I64), align=8)
+        end = builder.load(place(builder, entry, 0, I64), align=8)
+        shift = builder.load(place(builder, entry, 8, I64), align=8)
         with cgutils.for_range(builder, end, start=builder.load(done), intp=I64) as inner:
             offset, piece = (builder.mul(inner.index, ir.Constant(I64, size)) for size in (64, 4))
             weights = {
-                (q, half): builder.load(_at(builder, builder.add(columns[q], offset), 32 * half, vector), align=32)
+                (q, half): builder.load(place(builder, builder.add(columns[q], offset), 32 * half, vector), align=32)
                 for q, half in parts
             }
             for r in range(ROWS):
-                value = builder.load(_at(builder, builder.add(rows[r], piece), 0, I32), align=4)
+                value = builder.load(place(builder, builder.add(rows[r], piece), 0, I32), align=4)
                 for part in parts:
                     total = sums[(r, *part)]
                     builder.store(_multiply_add(builder, path, builder.load(total), value, weights[part]), total)
@@ -228,7 +232,7 @@ def _sums(builder: Any, path: str, vectors: int, args: list[Any]) -> dict[tuple[
     return sums
 
 
-def _at(builder: Any, address: Any, offset: int, kind: Any) -> Any:
+def place(builder: Any, address: Any, offset: int, kind: Any) -> Any:
     return builder.inttoptr(builder.add(address, ir.Constant(I64, offset)), kind.as_pointer())
 
 
@@ -244,12 +248,41 @@ def _tile(path: str, vectors: int) -> Any:
                 *given, out = args
                 for (r, q, half), total in _sums(builder, path, vectors, given).items():
                     value = builder.load(total)
-                    builder.store(value, _at(builder, out, 64 * (r * vectors + q) + 32 * half, value.type), align=4)
+                    builder.store(value, place(builder, out, 64 * (r * vectors + q) + 32 * half, value.type), align=4)
             return context.get_dummy_value()
 
         return types.void(*[types.int64] * 8), generate
 
     return tile
+
+
+def finish_row(
+    builder: Any, sums: list[Any], left: Any, bias: Any, shift: Any, low: Any, high: Any, size: Any, target: Any
+) -> None:  # fmt: skip
+    """Emits the requantization of 64 sums of a row, and their stores to `target`; see `finished_tile`."""
+    left = splat_value(builder, builder.trunc(left, I32))
+    values = []
+    for q, value in enumerate(sums):
+        value = builder.shl(value, left)
+        value = builder.add(value, builder.load(place(builder, bias, 64 * q, I32X16), align=4))
+        count = builder.load(place(builder, shift, 64 * q, I32X16), align=4)
+        values.append(call(builder, "llvm.x86.avx512.psrav.d.512", I32X16, value, count))
+    words = [call(builder, "llvm.x86.avx512.packssdw.512", I16X32, a, b) for a, b in (values[:2], values[2:])]
+    with builder.if_else(builder.icmp_signed("==", size, ir.Constant(I64, 1))) as (bytes_, pairs):
+        with bytes_:
+            packed = call(builder, "llvm.x86.avx512.packsswb.512", I8X64, *words)
+            order = ir.Constant(I32X16, [i % 4 * 4 + i // 4 for i in range(16)])
+            packed = builder.bitcast(packed, I32X16)
+            packed = builder.shuffle_vector(packed, packed, order)
+            packed = clamp_pieces(builder, 8, packed, low, high)
+            builder.store(packed, place(builder, target, 0, I32X16), align=1)
+        with pairs:
+            for i, word in enumerate(words):
+                order = ir.Constant(ir.VectorType(I32, 8), [i % 4 * 2 + i // 4 for i in range(8)])
+                word = builder.bitcast(word, ir.VectorType(I64, 8))
+                word = builder.shuffle_vector(word, word, order)
+                word = clamp_pieces(builder, 16, word, low, high)
+                builder.store(word, place(builder, target, 64 * i, I32X16), align=1)
 
 
 @intrinsic
@@ -268,36 +301,12 @@ def finished_tile(
             return context.get_dummy_value()
         sums = _sums(builder, "avx512vnni", WIDEST, args[:7])
         lefts, bias, shift, low, high, size, rows, out, out_stride = args[7:]
-        wide = ir.VectorType(I64, 8)
         for r in range(ROWS):
             with builder.if_then(builder.icmp_signed("<", ir.Constant(I64, r), rows)):
-                left = builder.trunc(builder.load(_at(builder, lefts, 8 * r, I64), align=8), I32)
-                left = splat_value(builder, left)
-                values = []
-                for q in range(WIDEST):
-                    value = builder.shl(builder.load(sums[r, q, 0]), left)
-                    value = builder.add(value, builder.load(_at(builder, bias, 64 * q, I32X16), align=4))
-                    count = builder.load(_at(builder, shift, 64 * q, I32X16), align=4)
-                    values.append(call(builder, "llvm.x86.avx512.psrav.d.512", I32X16, value, count))
-                words = [
-                    call(builder, "llvm.x86.avx512.packssdw.512", I16X32, a, b) for a, b in (values[:2], values[2:])
-                ]
+                left = builder.load(place(builder, lefts, 8 * r, I64), align=8)
+                values = [builder.load(sums[r, q, 0]) for q in range(WIDEST)]
                 target = builder.add(out, builder.mul(out_stride, ir.Constant(I64, r)))
-                with builder.if_else(builder.icmp_signed("==", size, ir.Constant(I64, 1))) as (bytes_, pairs):
-                    with bytes_:
-                        packed = call(builder, "llvm.x86.avx512.packsswb.512", I8X64, *words)
-                        order = ir.Constant(I32X16, [i % 4 * 4 + i // 4 for i in range(16)])
-                        packed = builder.bitcast(packed, I32X16)
-                        packed = builder.shuffle_vector(packed, packed, order)
-                        packed = clamp_pieces(builder, 8, packed, low, high)
-                        builder.store(packed, _at(builder, target, 0, I32X16), align=1)
-                    with pairs:
-                        for i, word in enumerate(words):
-                            order = ir.Constant(ir.VectorType(I32, 8), [i % 4 * 2 + i // 4 for i in range(8)])
-                            word = builder.bitcast(word, wide)
-                            word = builder.shuffle_vector(word, word, order)
-                            word = clamp_pieces(builder, 16, word, low, high)
-                            builder.store(word, _at(builder, target, 64 * i, I32X16), align=1)
+                finish_row(builder, values, left, bias, shift, low, high, size, target)
         return context.get_dummy_value()
 
     return types.void(*[types.int64] * 16), generate
@@ -318,19 +327,19 @@ def permute_row(typing: Any, x: Any, pairs: Any, order: Any, masks: Any, blocks:
         found = cgutils.alloca_once_value(builder, ir.Constant(I8X64, None))
         with cgutils.for_range(builder, blocks, intp=I64) as loop:
             at = builder.mul(loop.index, ir.Constant(I64, 64))
-            index = builder.load(_at(builder, builder.add(order, at), 0, I8X64), align=1)
+            index = builder.load(place(builder, builder.add(order, at), 0, I8X64), align=1)
             builder.store(ir.Constant(I8X64, None), found)
             with cgutils.for_range(builder, pairs, intp=I64) as inner:
                 entry = builder.add(builder.mul(loop.index, pairs), inner.index)
                 entry = builder.add(masks, builder.mul(entry, ir.Constant(I64, 8)))
-                mask = builder.load(_at(builder, entry, 0, I64), align=8)
+                mask = builder.load(place(builder, entry, 0, I64), align=8)
                 source = builder.add(x, builder.mul(inner.index, ir.Constant(I64, 128)))
-                low, high = (builder.load(_at(builder, source, 64 * i, I8X64), align=1) for i in (0, 1))
+                low, high = (builder.load(place(builder, source, 64 * i, I8X64), align=1) for i in (0, 1))
                 moved = call(builder, "llvm.x86.avx512.vpermi2var.qi.512", I8X64, low, index, high)
                 lanes = builder.bitcast(mask, ir.VectorType(I1, 64))
                 builder.store(builder.select(lanes, moved, builder.load(found)), found)
             flipped = builder.xor(builder.load(found), ir.Constant(I8X64, [-128] * 64))
-            builder.store(flipped, _at(builder, builder.add(out, at), 0, I8X64), align=1)
+            builder.store(flipped, place(builder, builder.add(out, at), 0, I8X64), align=1)
         return context.get_dummy_value()
 
     return types.void(*[types.int64] * 6), generate
@@ -354,7 +363,7 @@ def products(w, x, first, out):
     packed = w[PACKED] + first * stride
     start = w[START] + first * 64
     ends, groups = w[ENDS], w[GROUPS]
-    if path == 0:
+    if path == 1:
         if left >= 4:
             zmm_4(x, packed, stride, depth, ends, groups, start, out)
             return 4
@@ -366,10 +375,10 @@ def products(w, x, first, out):
             return 2
         zmm_1(x, packed, stride, depth, ends, groups, start, out)
         return 1
-    if path == 1:
+    if path == 2:
         ymm_1(x, packed, stride, depth, ends, groups, start, out)
         return 1
-    if path == 2:
+    if path == 3:
         pairs_1(x, packed, stride, depth, ends, groups, start, out)
         return 1
     if left >= 2:

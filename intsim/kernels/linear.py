@@ -28,12 +28,29 @@ from intsim.kernels.dot import (
     pack_rows,
     products,
 )  # fmt: skip
-from intsim.kernels.memory import int32_at, int64_at
+from intsim.kernels.memory import int8_at, int32_at, int64_at
 from intsim.kernels.requantize import Requantize, half_lanes, requantize_lanes, store_lanes
+from intsim.kernels.tiles import (
+    BLOCK_TILE,
+    BYTES,
+    LEVEL,
+    PLANES,
+    SIDE,
+    TALL,
+    TileWeights,
+    begin_tiles,
+    end_tiles,
+    finished_1,
+    finished_2,
+    planes_of,
+    sum_16,
+    sum_32,
+)
 from intsim.program import Array, Operator, Program
 
 BLOCK = 64  # rows that are packed at a time
 SEGMENT = 8  # numbers of a segment among the arguments
+FEW_INPUTS = 32  # for which tiles are not worth it: most of a tile would be padding
 
 
 class Linear(Kernel):
@@ -51,11 +68,14 @@ class Linear(Kernel):
         self.tokens = x.shape[0]
         row_shift = program.shifts(x.name, "token") if x.group("token") is not None else np.zeros(1, dtype=np.int64)
         segments = [(s["port"], s["start"], s["stop"]) for s in op.attributes["segments"]]
-        self.bind(In("x"), program.shifts(x.name, "channel"), row_shift, segments)
+        weight = self.constant("weight", np.int8)
+        self.bind(In("x"), weight, program.shifts(x.name, "channel"), row_shift, segments)
 
-    def bind(self, x: Argument, column_shift: Array, row_shift: Array, segments: list[tuple[str, int, int]]) -> None:
-        """Packs the weights.  segments: (port, first row of the weights, behind the last)."""
-        weight, shift = self.constant("weight", np.int8), self.constant("shift", np.int64)
+    def bind(
+        self, x: Argument, weight: Array, column_shift: Array, row_shift: Array, segments: list[tuple[str, int, int]]
+    ) -> None:
+        """Packs the weights [O, I].  segments: (port, first row of the weights, behind the last)."""
+        shift = self.constant("shift", np.int64)
         columns: list[Array] = []
         numbers: list[Argument] = []
         shifts: list[Array] = []
@@ -67,8 +87,15 @@ class Linear(Kernel):
             width = stop - start
             numbers += [first, width, Out(port), step.size, step.low, step.high, step.narrow, start]
         bias = self.constant("bias", np.int32)
-        w = self.weights = Weights(self.path, weight, bias, column_shift, np.concatenate(columns))
-        self.kept += [w.order, w.packed, w.start, w.ends, w.bias, w.bytes_order, w.masks]
+        values = (weight, bias, column_shift, np.concatenate(columns))
+        w: TileWeights | Weights
+        if self.path == "amx":
+            tiled = weight.shape[1] > FEW_INPUTS and self.tokens >= SIDE and planes_of(weight, column_shift) is not None
+            w = TileWeights(*values) if tiled else Weights("avx512vnni", *values)
+        else:
+            w = Weights(self.path, *values)
+        self.weights = w
+        self.kept += w.kept
         whole_shift = np.concatenate(shifts)
         half = np.where(whole_shift > 0, np.int64(1) << np.maximum(whole_shift - 1, 0), 0) * (self.mode & 1)
         self.numbers = [
@@ -85,12 +112,13 @@ class Linear(Kernel):
             w.columns,  # the first vector of no segment: more than there are
         ]
         self.row_cost = 50 + weight.size // 200
-        self.scratch = BLOCK * w.depth * 4 + w.inputs + 256 + 64 * v.LANES * 4
+        self.scratch = BLOCK * w.row_bytes + w.inputs + 256 + SUMS + LEFTS
 
     def inner(self) -> tuple[str, ...]:
         return ("acc",)
 
 
+LEFTS, SUMS = 8 * BLOCK, TALL * 2 * BYTES * WIDEST  # bytes of scratch
 X, ROW_SHIFT, PERIOD, SHIFT, ROUNDED_BIAS, MODE, ACC, WIDTH, SEGMENTS = range(ARGUMENTS, ARGUMENTS + 9)
 FIRST, COLUMNS, OUT, SIZE, LOW, HIGH, NARROW, BEGIN = range(SEGMENT)
 
@@ -106,11 +134,12 @@ def linear(a, start, stop, scratch):
 @kernel
 def linear_block(a, x, first, rows, scratch):
     """`rows` rows, at most BLOCK, from the address x; `first` counts the rows before, of all images."""
+    if a[PATH] == 0:
+        linear_tiles(a, x, first, rows, scratch)
+        return
     stride = a[DEPTH] * 4
-    tile, packed = scratch, scratch + 64 * 16 * 4
+    lefts, sums, packed = scratch, scratch + LEFTS, scratch + LEFTS + SUMS
     pack_rows(a, x, rows, packed)
-    row_shift = int64_at(a[ROW_SHIFT], a[PERIOD])
-    lefts = int64_at(tile, ROWS)
     segment = SEGMENTS
     vector = 0
     while vector < a[VECTORS]:
@@ -118,18 +147,14 @@ def linear_block(a, x, first, rows, scratch):
             segment += SEGMENT
         column = (vector - a[segment + FIRST]) * 16
         size, width = a[segment + SIZE], a[segment + COLUMNS]
-        if (
-            a[PATH] == 0 and a[MODE] <= 1 and a[segment + NARROW] and size <= 2 and not a[ACC]
-            and column + 16 * WIDEST <= width
-        ):  # fmt: skip
+        if a[PATH] == 1 and whole_block(a, segment, column):
             weights = a[DEPTH] * 64
             target = a[segment + OUT] + (first * width + column) * size
             for r in range(0, rows, ROWS):
-                for i in range(ROWS):
-                    lefts[i] = row_shift[(first + r + i) % a[PERIOD]] if a[PERIOD] > 1 else row_shift[0]
+                find_lefts(a, first + r, ROWS, 0, lefts)
                 finished_tile(
                     packed + r * stride, a[PACKED] + vector * weights, weights, a[DEPTH], a[ENDS], a[GROUPS],
-                    a[START] + vector * 64, tile, a[ROUNDED_BIAS] + vector * 64, a[SHIFT] + vector * 64,
+                    a[START] + vector * 64, lefts, a[ROUNDED_BIAS] + vector * 64, a[SHIFT] + vector * 64,
                     a[segment + LOW], a[segment + HIGH], size, min(ROWS, rows - r), target + r * width * size,
                     width * size,
                 )  # fmt: skip
@@ -137,17 +162,86 @@ def linear_block(a, x, first, rows, scratch):
         else:
             done = 0
             for r in range(0, rows, ROWS):
-                done = products(a, packed + r * stride, vector, tile)
-                finish_tile(a, tile, vector, done, first + r, min(ROWS, rows - r))
+                find_lefts(a, first + r, ROWS, 0, lefts)
+                done = products(a, packed + r * stride, vector, sums)
+                finish_tile(a, sums, done, 1, lefts, vector, done, first + r, min(ROWS, rows - r))
             vector += done
 
 
 @kernel
-def finish_tile(a, tile, vector, done, first, rows):
-    """Bias, shifts, requantization: a tile of int32 [ROWS, 16 * done] to the outputs, rows first .. of all images."""
-    sums = int32_at(tile, ROWS * done * 16)
+def linear_tiles(a, x, first, rows, scratch):
+    """The same in tile registers, TALL rows by up to 64 outputs at a time."""
+    lefts, sums, packed = scratch, scratch + LEFTS, scratch + LEFTS + SUMS
+    begin_tiles(sums)
+    inputs, planes, depth, stride = a[INPUTS], a[PLANES], a[DEPTH], a[INPUTS]
+    if rows % SIDE or inputs % BYTES or x % BYTES:  # tiles would reach over the end, or across lines of the cache
+        stride = depth * BYTES
+        for r in range(rows):
+            source, target = int8_at(x + r * inputs, inputs), int8_at(packed + r * stride, inputs)
+            for k in range(inputs):
+                target[k] = source[k]
+        x = packed
+    find_lefts(a, first, rows, a[LEVEL], lefts)
+    pitch = WIDEST * planes * BYTES
+    for r in range(0, rows, TALL):
+        height = min(TALL, rows - r)
+        segment = SEGMENTS
+        for vector in range(0, a[VECTORS], WIDEST):
+            while a[segment + SEGMENT] <= vector:
+                segment += SEGMENT
+            vectors = min(WIDEST, a[VECTORS] - vector)
+            weights = a[PACKED] + vector * planes * depth * BLOCK_TILE
+            for pair in range((vectors * planes + 1) // 2):
+                if height > SIDE:
+                    sum_32(x + r * stride, stride, weights, depth, sums + 2 * BYTES * pair, pitch)
+                else:
+                    sum_16(x + r * stride, stride, weights, depth, sums + 2 * BYTES * pair, pitch)
+                weights += 2 * depth * BLOCK_TILE
+            column = (vector - a[segment + FIRST]) * 16
+            if whole_block(a, segment, column):
+                size, width = a[segment + SIZE], a[segment + COLUMNS]
+                target = a[segment + OUT] + ((first + r) * width + column) * size
+                bias, shift = a[ROUNDED_BIAS] + vector * 64, a[SHIFT] + vector * 64
+                low, high = a[segment + LOW], a[segment + HIGH]
+                if planes == 1:
+                    finished_1(sums, lefts + 8 * r, bias, shift, low, high, size, height, target, width * size)
+                else:
+                    finished_2(sums, lefts + 8 * r, bias, shift, low, high, size, height, target, width * size)
+            else:
+                finish_tile(a, sums, WIDEST, planes, lefts + 8 * r, vector, vectors, first + r, height)
+    end_tiles()
+
+
+@kernel
+def whole_block(a, segment, column):
+    """Whether 64 outputs from this column of a segment on are requantized without leaving the registers."""
+    return (
+        a[MODE] <= 1 and a[segment + NARROW] != 0 and a[segment + SIZE] <= 2 and a[ACC] == 0
+        and column + 16 * WIDEST <= a[segment + COLUMNS]
+    )  # fmt: skip
+
+
+@kernel
+def find_lefts(a, first, rows, level, lefts):
+    """The left shifts of the sums of `rows` rows from `first` on, plus `level`, to the address int64 [rows]."""
+    row_shift, found = int64_at(a[ROW_SHIFT], a[PERIOD]), int64_at(lefts, rows)
+    place = first % a[PERIOD] if a[PERIOD] > 1 else 0
+    for r in range(rows):
+        found[r] = row_shift[place] + level
+        place += 1
+        if place == a[PERIOD]:
+            place = 0
+
+
+@kernel
+def finish_tile(a, tile, pitch, planes, lefts_at, vector, done, first, rows):
+    """Bias, shifts, requantization: sums int32 [rows, pitch, planes, 16], of which `done` in a row, to the outputs.
+
+    vector: the first of the outputs; first: the first row of all images; two planes are 256 high + low.
+    """
+    sums = int32_at(tile, rows * pitch * planes * 16)
     shift_of, bias_of = int32_at(a[SHIFT], a[VECTORS] * 16), int32_at(a[BIAS], a[VECTORS] * 16)
-    row_shift = int64_at(a[ROW_SHIFT], a[PERIOD])
+    lefts = int64_at(lefts_at, rows)
     mode = a[MODE]
     segment = SEGMENTS
     for q in range(done):
@@ -160,9 +254,11 @@ def finish_tile(a, tile, vector, done, first, rows):
         size = a[segment + SIZE]
         half = half_lanes(v.maximum(shift, v.splat(np.int32(0))), mode)
         for r in range(rows):
-            acc = v.load_int32(sums, (r * done + q) * 16)
-            left = row_shift[(first + r) % a[PERIOD]]
-            acc = v.add(v.shl(acc, v.splat(np.int32(left))), bias)
+            place = (r * pitch + q) * planes * 16
+            acc = v.load_int32(sums, place)
+            if planes == 2:
+                acc = v.add(v.shl(acc, v.splat(np.int32(8))), v.load_int32(sums, place + 16))
+            acc = v.add(v.shl(acc, v.splat(np.int32(lefts[r]))), bias)
             if a[ACC]:
                 place = (first + r) * a[WIDTH] + a[segment + BEGIN] + column
                 store_lanes(a[ACC] + 4 * place, 4, lanes, acc)

@@ -7,6 +7,7 @@ signature and a whole network runs in one call.  An address is an int64; who mak
 
 from __future__ import annotations
 
+import ctypes
 import sys
 from typing import Any
 
@@ -22,8 +23,11 @@ intrinsic: Any = numba_intrinsic  # its stub does not know what it returns
 
 
 def address_of(array: Any) -> int:
-    """Address of an array's first element."""
-    return int(array.__array_interface__["data"][0])
+    """Address of the first element of a contiguous array."""
+    try:
+        return ctypes.addressof(ctypes.c_char.from_buffer(array))
+    except (TypeError, ValueError):  # it may not be written, or is empty; this takes four times as long
+        return int(array.__array_interface__["data"][0])
 
 
 @intrinsic
@@ -88,6 +92,17 @@ def fetch_add(typing: Any, array: Any, i: Any, value: Any) -> Any:
 
 
 @intrinsic
+def exchange(typing: Any, array: Any, i: Any, value: Any) -> Any:
+    """Sets element i of an int64 array, atomically; returns what it was."""
+
+    def generate(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        data = context.make_array(sig.args[0])(context, builder, args[0]).data
+        return builder.atomic_rmw("xchg", builder.gep(data, [args[1]]), args[2], "seq_cst")
+
+    return types.int64(array, types.intp, types.int64), generate
+
+
+@intrinsic
 def fetch(typing: Any, array: Any, i: Any) -> Any:
     """Element i of an int64 array, atomically."""
 
@@ -109,3 +124,35 @@ def give_way(typing: Any) -> Any:
         return context.get_dummy_value()
 
     return types.void(), generate
+
+
+@intrinsic
+def current_cpu(typing: Any) -> Any:
+    """The CPU that this thread is on; -1 where the system does not say."""
+
+    def generate(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        if sys.platform != "linux":
+            return ir.Constant(ir.IntType(64), -1)
+        function = ir.FunctionType(ir.IntType(32), [])
+        found = builder.call(cgutils.get_or_insert_function(builder.module, function, "sched_getcpu"), [])
+        return builder.sext(found, ir.IntType(64))
+
+    return types.int64(), generate
+
+
+@intrinsic
+def stay_on(typing: Any, cpus: Any, i: Any, words: Any) -> Any:
+    """Lets this thread run only on the CPUs whose bits are set in `words` elements, from i on, of an int64 array."""
+
+    def generate(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        if sys.platform == "linux":
+            data = context.make_array(sig.args[0])(context, builder, args[0]).data
+            int32, int64 = ir.IntType(32), ir.IntType(64)
+            address = builder.ptrtoint(builder.gep(data, [args[1]]), int64)
+            function = ir.FunctionType(int32, [int32, int64, int64])
+            function = cgutils.get_or_insert_function(builder.module, function, "sched_setaffinity")
+            size = builder.mul(args[2], ir.Constant(int64, 8))
+            builder.call(function, [ir.Constant(int32, 0), size, address])
+        return context.get_dummy_value()
+
+    return types.void(cpus, types.intp, types.int64), generate

@@ -12,7 +12,7 @@ from intsim.kernels.common import kernel
 from intsim.kernels.dot import INPUTS
 from intsim.kernels.linear import BLOCK, Linear, X, linear_block
 from intsim.kernels.memory import int8_at
-from intsim.program import Operator, Program
+from intsim.program import Array, Operator, Program
 
 
 class PatchEmbed(Linear):
@@ -29,7 +29,10 @@ class PatchEmbed(Linear):
         self.tokens = ((height - patch) // stride + 1) * across
         no_shift = np.zeros(1, dtype=np.int64)
         outputs, inputs = self.tensor("out").shape[1], channels * patch * patch
-        self.bind(In("image"), np.zeros(inputs, dtype=np.int64), no_shift, [("out", 0, outputs)])
+        # the inputs in the image's order, row, column, channel, so that whole rows of a patch are copied
+        weight: Array = self.constant("weight", np.int8).reshape(outputs, channels, patch, patch)
+        weight = weight.transpose(0, 2, 3, 1).reshape(outputs, inputs)
+        self.bind(In("image"), weight, np.zeros(inputs, dtype=np.int64), no_shift, [("out", 0, outputs)])
         self.numbers += [patch, stride, across, self.tokens, height, width, channels]
         self.row_cost += inputs
         self.scratch += BLOCK * inputs
@@ -45,14 +48,11 @@ def patch_embed(a, start, stop, scratch):
         rows = min(BLOCK, stop - first)
         for r in range(rows):
             image, p = divmod(first + r, patches)
-            pixels = int8_at(a[X] + image * height * width * channels, height * width * channels)
             corner = (p // across * stride * width + p % across * stride) * channels
-            out = int8_at(scratch + r * inputs, inputs)
-            k = 0
-            for ch in range(channels):
-                for i in range(patch):
-                    at = corner + i * width * channels + ch
-                    for j in range(patch):
-                        out[k + j] = pixels[at + j * channels] ^ np.int8(-128)  # pixel - 128
-                    k += patch
+            corner += a[X] + image * height * width * channels
+            for i in range(patch):
+                pixels = int8_at(corner + i * width * channels, patch * channels)
+                out = int8_at(scratch + r * inputs + i * patch * channels, patch * channels)
+                for k in range(patch * channels):
+                    out[k] = pixels[k] ^ np.int8(-128)  # pixel - 128
         linear_block(a, scratch, first, rows, rest)

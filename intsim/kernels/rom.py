@@ -27,7 +27,7 @@ class Rom(Kernel):
         table = np.roll(rom, 128, axis=1).reshape(-1)  # entry x + 128 moves to x mod 256
         index = self.constant("rom_index", np.uint8)
         self.tokens, width = self.tensor("out").shape
-        fast = self.path == "avx512vnni" and cpu.has_byte_permutation()
+        fast = self.path in cpu.WIDE and cpu.has_byte_permutation()
         whole = width // BYTES if fast else 0  # vectors of channels; the rest goes byte by byte
         lanes = index[: whole * BYTES].reshape(whole, 1, BYTES) == np.arange(len(rom))[:, None]
         masks = np.packbits(lanes, axis=2, bitorder="little").reshape(-1)

@@ -9,86 +9,194 @@ that comes when the caller's thread is through finds the door closed.
 
 from __future__ import annotations
 
+from collections.abc import Collection
+
+import numpy as np
+
 from intsim.kernels.add import add
 from intsim.kernels.common import kernel
 from intsim.kernels.conv1d import conv1d
 from intsim.kernels.gate import gate
 from intsim.kernels.insert_token import insert_token
 from intsim.kernels.linear import linear
-from intsim.kernels.memory import fetch, fetch_add, give_way
+from intsim.kernels.memory import address_of, current_cpu, exchange, fetch, fetch_add, give_way, int64_at, stay_on
 from intsim.kernels.narrow import narrow_conv1d, narrow_gate, narrow_linear, narrow_patch_embed, narrow_scan
 from intsim.kernels.patch_embed import patch_embed
 from intsim.kernels.rmsnorm import rmsnorm
 from intsim.kernels.rom import rom
 from intsim.kernels.scan import scan
 from intsim.kernels.select_token import select_token
+from intsim.program import Array
 
 CLOSED = 1 << 32
 PATIENCE = 20_000  # looks at a counter before the CPU is given away
+ALERT = 200_000  # looks at the bell, some 200 us, before a helper goes to sleep, from which waking takes 100 us
 COUNTERS = 16  # int64 from phase to phase, so that two phases share no cache line
+CPUS = 16  # int64 that have a bit for each CPU
+# places in the memory of a group of threads, of `make_group`; no two share a cache line
+BELL, DOOR, LEFT, TICKET, LEADERS, AWAKE, MAY = range(0, 56, 8)
+SEATS = MAY + CPUS  # where the first thread's place begins
+SEAT = 8 + CPUS  # from thread to thread
+THREADS, STEPS, BEGINS, CHAINS, TASKS, PHASES, LEVELS, MARKS, SCRATCH = range(9)  # places in a ticket
 
 
 @kernel
-def run(steps, begins, chains, tasks, phases, counters, scratch, helper):
-    """What one thread does.
+def run(group, ticket, thread):
+    """What one thread of a group does: thread 0 leads a run and returns when all is done; a helper takes part in every
+    run that it hears of, and returns when there was none for a while.
 
-    steps int64: the arguments of all steps, each behind its code; begins int64 [n + 1]: where each step begins;
-    chains int64: steps of the chains, one after the other; tasks int64 [tasks, 4]: first and behind the last place in
-    `chains`, first and behind the last row; phases int64 [phases + 1]: first task of each; counters int64
-    [(phases + 1) * COUNTERS], zeros at first: of each phase tasks taken and tasks done, then helpers that came and
-    that left; scratch: address of this thread's memory; helper: 0 for the caller's thread, which returns when all is
-    done.
+    group: address of the memory of `make_group`.  ticket: of a run, address of int64, for thread 0: how many threads
+    may take part; addresses of steps (the arguments of all steps, each behind its code), begins [n + 1] (where each
+    step begins), chains (steps of the chains, one after the other), tasks [tasks, 4] (first and behind the last place
+    in `chains`, first and behind the last row) and phases [phases + 1] (first task of each), all int64; how many
+    phases; address of int64 [phases * COUNTERS], of each phase the tasks taken and the tasks done; for each thread the
+    address of its scratch memory.
+
+    Helpers come in while the door is open: DOOR counts them, LEFT those that left again.  Thread 0 closes it when all
+    is done, and waits for those who are in; behind a closed door no helper touches anything of a run.  A thread that
+    finds the group led by another works alone.
     """
-    door = (phases.shape[0] - 1) * COUNTERS
-    if helper and fetch_add(counters, door, 1) >= CLOSED:
-        return
-    for phase in range(phases.shape[0] - 1):
-        count = phases[phase + 1] - phases[phase]
-        while True:
-            task = fetch_add(counters, phase * COUNTERS, 1)
-            if task >= count:
-                break
-            first, last, start, stop = tasks[phases[phase] + task]
-            for place in range(first, last):
-                step = chains[place]
-                code = steps[begins[step]]
-                a = steps[begins[step] + 1 : begins[step + 1]]
-                if code == 0:
-                    linear(a, start, stop, scratch)
-                elif code == 1:
-                    patch_embed(a, start, stop, scratch)
-                elif code == 2:
-                    insert_token(a, start, stop)
-                elif code == 3:
-                    add(a, start, stop)
-                elif code == 4:
-                    select_token(a, start, stop)
-                elif code == 5:
-                    rom(a, start, stop)
-                elif code == 6:
-                    conv1d(a, start, stop, scratch)
-                elif code == 7:
-                    gate(a, start, stop, scratch)
-                elif code == 8:
-                    rmsnorm(a, start, stop, scratch)
-                elif code == 9:
-                    scan(a, start, stop, scratch)
-                elif code == 10:
-                    narrow_linear(a, start, stop, scratch)
-                elif code == 11:
-                    narrow_patch_embed(a, start, stop, scratch)
-                elif code == 12:
-                    narrow_conv1d(a, start, stop)
-                elif code == 13:
-                    narrow_gate(a, start, stop)
-                elif code == 14:
-                    narrow_scan(a, start, stop)
-            fetch_add(counters, phase * COUNTERS + 8, 1)
-        wait_for(counters, phase * COUNTERS + 8, count)
-    if helper:
-        fetch_add(counters, door + 8, 1)
-    else:
-        wait_for(counters, door + 8, fetch_add(counters, door, CLOSED))
+    memory = int64_at(group, SEATS)
+    if thread:
+        fetch_add(memory, AWAKE, 1)
+    while True:
+        heard = fetch(memory, BELL)
+        inside, leads, at = True, False, ticket
+        if thread:
+            inside = fetch_add(memory, DOOR, 1) < CLOSED
+            if inside:
+                at = fetch(memory, TICKET)
+        else:
+            clear(ticket)
+            leads = fetch_add(memory, LEADERS, 1) == 0
+            if leads:
+                exchange(memory, LEFT, 0)
+                exchange(memory, TICKET, ticket)
+                exchange(memory, DOOR, 0)
+                fetch_add(memory, BELL, 1)
+        if inside:
+            if thread or leads:
+                take_seat(memory, thread)
+            t = int64_at(at, SCRATCH + thread + 1)
+            if thread < t[THREADS]:
+                levels, scratch = t[LEVELS], t[SCRATCH + thread]
+                marks, phases = int64_at(t[MARKS], levels * COUNTERS), int64_at(t[PHASES], levels + 1)
+                tasks, chains = int64_at(t[TASKS], 4 * phases[levels]), int64_at(t[CHAINS], 1)
+                begins, steps = int64_at(t[BEGINS], 1), int64_at(t[STEPS], 1)
+                for phase in range(levels):
+                    count = phases[phase + 1] - phases[phase]
+                    while True:
+                        task = fetch_add(marks, phase * COUNTERS, 1)
+                        if task >= count:
+                            break
+                        place = 4 * (phases[phase] + task)
+                        start, stop = tasks[place + 2], tasks[place + 3]
+                        for link in range(tasks[place], tasks[place + 1]):
+                            step = chains[link]
+                            code = steps[begins[step]]
+                            a = int64_at(t[STEPS] + 8 * (begins[step] + 1), begins[step + 1] - begins[step] - 1)
+                            if code == 0:
+                                linear(a, start, stop, scratch)
+                            elif code == 1:
+                                patch_embed(a, start, stop, scratch)
+                            elif code == 2:
+                                insert_token(a, start, stop)
+                            elif code == 3:
+                                add(a, start, stop)
+                            elif code == 4:
+                                select_token(a, start, stop)
+                            elif code == 5:
+                                rom(a, start, stop)
+                            elif code == 6:
+                                conv1d(a, start, stop, scratch)
+                            elif code == 7:
+                                gate(a, start, stop, scratch)
+                            elif code == 8:
+                                rmsnorm(a, start, stop, scratch)
+                            elif code == 9:
+                                scan(a, start, stop, scratch)
+                            elif code == 10:
+                                narrow_linear(a, start, stop, scratch)
+                            elif code == 11:
+                                narrow_patch_embed(a, start, stop, scratch)
+                            elif code == 12:
+                                narrow_conv1d(a, start, stop)
+                            elif code == 13:
+                                narrow_gate(a, start, stop)
+                            elif code == 14:
+                                narrow_scan(a, start, stop)
+                        fetch_add(marks, phase * COUNTERS + 8, 1)
+                    wait_for(marks, phase * COUNTERS + 8, count)
+        if thread == 0:
+            if leads:
+                wait_for(memory, LEFT, exchange(memory, DOOR, CLOSED))
+            fetch_add(memory, LEADERS, -1)
+            return
+        if inside:
+            fetch_add(memory, LEFT, 1)
+        looks = 0
+        while fetch(memory, BELL) == heard and looks < ALERT:
+            looks += 1
+        if fetch(memory, BELL) == heard:
+            fetch_add(memory, AWAKE, -1)
+            if fetch(memory, BELL) == heard:  # who rang since has seen this thread awake
+                return
+            fetch_add(memory, AWAKE, 1)
+
+
+@kernel
+def clear(ticket):
+    """The counters of a run's phases are zero."""
+    t = int64_at(ticket, SCRATCH)
+    marks = int64_at(t[MARKS], t[LEVELS] * COUNTERS)
+    for i in range(t[LEVELS] * COUNTERS):
+        marks[i] = 0
+
+
+def make_group(threads: int, cpus: Collection[int]) -> Array:
+    """What the threads of a group share from run to run: int64, in the places above; whole cache lines.
+
+    [BELL] changes when a run begins; [DOOR], [LEFT], [TICKET], [LEADERS]: see `run`; [AWAKE] helpers that hear the
+    bell; [MAY ..] a bit for each of the `cpus` that they may use (none if there are too many to tell);
+    [SEATS + SEAT * t] the CPU that thread t was on, plus 1, and 8 behind it bits for CPUs that thread t works with.
+    """
+    size = SEATS + SEAT * threads
+    memory = np.zeros(size + 8, dtype=np.int64)
+    first = -(address_of(memory) // 8) % 8
+    group = memory[first : first + size]
+    group[DOOR] = CLOSED
+    if max(cpus, default=0) < 64 * CPUS:
+        bits = np.zeros(64 * CPUS, dtype=np.uint8)
+        bits[list(cpus)] = 1
+        group[MAY : MAY + CPUS] = np.packbits(bits, bitorder="little").view(np.int64)
+    return group
+
+
+@kernel
+def take_seat(memory, thread):
+    """Tells the others on which CPU this thread is; moves away if one of a lower number is on the same.
+
+    Linux likes to wake a thread where its waker runs, and leaves both there for milliseconds: longer than a run.
+    """
+    cpu = current_cpu()
+    seat = SEATS + SEAT * thread
+    for other in range(thread):
+        if fetch(memory, SEATS + SEAT * other) == cpu + 1 and cpu >= 0:
+            free = seat + 8
+            any_free = np.int64(0)
+            for i in range(CPUS):
+                memory[free + i] = memory[MAY + i]
+            for lower in range(thread):
+                taken = fetch(memory, SEATS + SEAT * lower) - 1
+                if 0 <= taken < 64 * CPUS:
+                    memory[free + (taken >> 6)] &= ~(np.int64(1) << (taken & 63))
+            for i in range(CPUS):
+                any_free |= memory[free + i]
+            if any_free:
+                stay_on(memory, free, CPUS)
+                cpu = current_cpu()
+            break
+    fetch_add(memory, seat, cpu + 1 - fetch(memory, seat))
 
 
 @kernel

@@ -12,12 +12,14 @@ from __future__ import annotations
 import numpy as np
 
 from intsim.arithmetic import limits
+from intsim.kernels import cpu
 from intsim.kernels import vector as v
 from intsim.kernels.base import BATCH, In, Kernel, Out, pad
 from intsim.kernels.common import kernel, round_shift, saturate
 from intsim.kernels.exp2 import exp2, exp2_row, exp2_rows, packed_rom
 from intsim.kernels.memory import address_in, int8_at, int16_at, int32_at, int64_at, uint8_at, uint16_at
 from intsim.kernels.requantize import half_lanes, requantize_lanes, store_lanes
+from intsim.kernels.states import byte_sums, no_states, shifted_left, shifted_right, updated, word_sums
 from intsim.program import Operator, Program
 
 BLOCK = 16  # channels in a block
@@ -60,7 +62,7 @@ class Scan(Kernel):
         if least >= -LARGEST_LEFT and rom.min() >= 0 and rom.max() <= 1 << 17:
             self.method = VECTOR
             simple = states <= 16 and self.mode <= 1 and packed is not None
-            if self.path == "avx512vnni" and simple and -HARMLESS_LEFT <= least and most <= LARGEST_RIGHT:
+            if self.path in cpu.WIDE and simple and -HARMLESS_LEFT <= least and most <= LARGEST_RIGHT:
                 self.method = AVX512
         self.clamps = int(least < -HARMLESS_LEFT)
         self.numbers = [
@@ -338,8 +340,7 @@ def scan_avx512(a, start, stop, scratch):
     block = stop - start
     m, mode = a[M], a[MODE]
     table, at = int32_at(scratch, BLOCK * TABLE), scratch + BLOCK * TABLE * 4
-    h, at = int32_at(at, BLOCK * 16), at + BLOCK * 16 * 4
-    numbers, at = int32_at(at, 8 * 16), at + 8 * 16 * 4  # dx, constant, right, sums of y of each channel
+    numbers, at = int32_at(at, 3 * 16), at + 3 * 16 * 4  # dx, constant, right of each channel
     edge, at = int8_at(at, 64), at + 64
     seen, codes = uint8_at(at, BLOCK * 256), int32_at(at + BLOCK * 256, 256 + 16)
     fill_table(a, start, block, table, seen, codes)
@@ -349,7 +350,6 @@ def scan_avx512(a, start, stop, scratch):
     token_shift, y_row_shift = int64_at(a[TOKEN_SHIFT], tokens), int64_at(a[Y_ROW_SHIFT], tokens)
     zero, one, byte = v.splat(np.int32(0)), v.splat(np.int32(1)), v.splat(np.int32(255))
     above, word = v.splat(np.int32(-256)), v.splat(np.int32(65535))
-    flip = v.splat(np.int32(-2139062144))  # 0x80 in each byte
     h_low, h_high = v.splat(np.int32(a[H_LOW])), v.splat(np.int32(a[H_HIGH]))
     h_right = v.splat(np.int32(m))
     h_half = half_lanes(h_right, mode)
@@ -357,22 +357,16 @@ def scan_avx512(a, start, stop, scratch):
     up = zero
     edge[:] = 0
     for i in range(images):
-        for j in range(BLOCK):
-            v.store_int32(h, j * 16, zero)
+        h = no_states()
         for t in range(tokens):
             row = i * tokens + t
             left = token_shift[t]
             step = left - token_shift[max(t - 1, 0)]
             if step > 0:
                 count = v.splat(np.int32(step))
-                half = half_lanes(count, mode)
-                for j in range(BLOCK):
-                    v.store_int32(h, j * 16, v.ashr(v.add(v.load_int32(h, j * 16), half), count))
+                h = shifted_right(h, half_lanes(count, mode), count)
             elif step < 0:
-                count = v.splat(np.int32(-step))
-                for j in range(BLOCK):
-                    state = v.shl(v.load_int32(h, j * 16), count)
-                    v.store_int32(h, j * 16, v.maximum(v.minimum(state, h_high), h_low))
+                h = shifted_left(h, v.splat(np.int32(-step)), h_low, h_high)
             if step != 0 or t == 0:
                 shift = v.add(b_shift, v.splat(np.int32(left)))
                 right = v.maximum(shift, zero)
@@ -400,32 +394,14 @@ def scan_avx512(a, start, stop, scratch):
             u = v.load_int8(factors, 0)
             dx = v.shl(v.sub(zero, v.mul(v.load_uint8(delta, 0), u)), up)
             v.store_int32(numbers, 0, v.bit_or(v.shl(v.bit_and(dx, above), v.splat(np.int32(8))), v.bit_and(dx, byte)))
-            for group in range(0, 16, 4):
-                for j in range(group, group + 4):
-                    acc = v.add_pairs(v.splat_element(numbers, 16 + j), v.splat_element(numbers, j), b_pairs)
-                    acc = v.shift_right(acc, v.splat_element(numbers, 32 + j))
-                    abar = v.load_int32(table, j * TABLE + np.int64(delta[j]) * 16)
-                    acc = v.add_pairs(acc, abar, v.load_int32(h, j * 16))
-                    state = v.shift_right(v.sub(h_half, acc), h_right)
-                    v.store_int32(h, j * 16, v.maximum(v.minimum(state, h_high), h_low))
-                h0, h1 = v.load_int32(h, group * 16), v.load_int32(h, group * 16 + 16)
-                h2, h3 = v.load_int32(h, group * 16 + 32), v.load_int32(h, group * 16 + 48)
-                if bytes_:
-                    packed = v.pack_bytes(v.pack_words(h0, h1), v.pack_words(h2, h3))
-                    sums = v.add_byte_products(zero, v.bit_xor(packed, flip), c_spread)
-                    v.store_int32(numbers, 64 + 4 * group, sums)
-                else:
-                    numbers[48 + group] = v.total(v.add_pairs(zero, h0, c))
-                    numbers[49 + group] = v.total(v.add_pairs(zero, h1, c))
-                    numbers[50 + group] = v.total(v.add_pairs(zero, h2, c))
-                    numbers[51 + group] = v.total(v.add_pairs(zero, h3, c))
+            h = updated(
+                h, address_in(numbers, 0), address_in(delta, 0), scratch, TABLE * 4, b_pairs, h_half, h_right, h_low,
+                h_high,
+            )  # fmt: skip
             if bytes_:
-                g0, g1 = v.load_int32(numbers, 64), v.load_int32(numbers, 80)
-                g2, g3 = v.load_int32(numbers, 96), v.load_int32(numbers, 112)
-                sums = v.sum_quarters(v.sum_quarters(g0, g1), v.sum_quarters(g2, g3))
-                sums = v.sub(sums, v.splat(np.int32(128 * c_sum)))
+                sums = v.sub(byte_sums(h, c_spread), v.splat(np.int32(128 * c_sum)))
             else:
-                sums = v.load_int32(numbers, 48)
+                sums = word_sums(h, c)
             acc = v.add(v.mul(d, u), v.shl(sums, v.splat(np.int32(left))))
             count = v.add(y_shift, v.splat(np.int32(y_row_shift[t])))
             half = half_lanes(v.maximum(count, zero), mode)

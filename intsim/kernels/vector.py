@@ -257,18 +257,18 @@ def _instruction(emit: Any) -> Any:
     return instruction
 
 
-def _add_pairs(builder: Any, acc: Any, a: Any, b: Any) -> Any:
+def add_pairs_value(builder: Any, acc: Any, a: Any, b: Any) -> Any:
     # as assembly, because LLVM takes the intrinsic apart into a product and an addition
     function = ir.FunctionType(I32X16, [I32X16] * 3)
     return builder.asm(function, "vpdpwssd $3, $2, $0", "=v,0,v,v", [acc, a, b], False)
 
 
-def _pack_bytes(builder: Any, a: Any, b: Any) -> Any:
+def pack_bytes_value(builder: Any, a: Any, b: Any) -> Any:
     packed = call(builder, "llvm.x86.avx512.packsswb.512", I8X64, *(builder.bitcast(v, I16X32) for v in (a, b)))
     return builder.bitcast(packed, I32X16)
 
 
-def _pack_words(builder: Any, a: Any, b: Any) -> Any:
+def pack_words_value(builder: Any, a: Any, b: Any) -> Any:
     return builder.bitcast(call(builder, "llvm.x86.avx512.packssdw.512", I16X32, a, b), I32X16)
 
 
@@ -311,39 +311,30 @@ def clamp_bytes(typing: Any, a: Any, low: Any, high: Any) -> Any:
     return int32x16(int32x16, types.int64, types.int64), generate
 
 
-def _add_byte_products(builder: Any, acc: Any, a: Any, b: Any) -> Any:
+def add_byte_products_value(builder: Any, acc: Any, a: Any, b: Any) -> Any:
     return call(builder, "llvm.x86.avx512.vpdpbusd.512", I32X16, acc, a, b)
 
 
-def _shift_right(builder: Any, a: Any, counts: Any) -> Any:
+def shift_right_value(builder: Any, a: Any, counts: Any) -> Any:
     return call(builder, "llvm.x86.avx512.psrav.d.512", I32X16, a, counts)
 
 
-def _sum_quarters(builder: Any, a: Any, b: Any) -> Any:
-    def parts(order: list[int]) -> Any:
-        return builder.shuffle_vector(a, b, ir.Constant(I32X16, [4 * q + i for q in order for i in range(4)]))
-
-    return builder.add(parts([0, 2, 4, 6]), parts([1, 3, 5, 7]))
-
-
 # (acc, a, b): acc + a.low * b.low + a.high * b.high, of the signed 16-bit halves of each lane
-add_pairs = _instruction(_add_pairs)
+add_pairs = _instruction(add_pairs_value)
 # (acc, a, b): acc + the four products of an unsigned byte of a and a signed byte of b
-add_byte_products = _instruction(_add_byte_products)
+add_byte_products = _instruction(add_byte_products_value)
 # (a, b): within each quarter of four lanes, the lanes of a and then of b, saturated to 16 bits; see `pack_bytes`
-pack_words = _instruction(_pack_words)
+pack_words = _instruction(pack_words_value)
 # the same from 16 to 8 bits: pack_bytes(pack_words(a, b), pack_words(c, d)) has in quarter q the bytes
 # a[4q .. 4q+3], b[4q ..], c[4q ..], d[4q ..]
-pack_bytes = _instruction(_pack_bytes)
+pack_bytes = _instruction(pack_bytes_value)
 # (a, b): bytes or words interleaved, of the lower or upper half of each quarter
 unpack_low_bytes, unpack_high_bytes = _instruction(_unpack(8, 0)), _instruction(_unpack(8, 1))
 unpack_low_words, unpack_high_words = _instruction(_unpack(16, 0)), _instruction(_unpack(16, 1))
 # (a): lane 4q + i to 4i + q; puts the bytes of pack_bytes(pack_words(a, b), pack_words(c, d)) in the order a, b, c, d
 transpose_quarters = _instruction(_transpose_quarters)
 # (a, counts): a >> counts, arithmetic, any count: all bits are the sign from 32 on
-shift_right = _instruction(_shift_right)
-# (a, b): quarters a0 + a1, a2 + a3, b0 + b1, b2 + b3
-sum_quarters = _instruction(_sum_quarters)
+shift_right = _instruction(shift_right_value)
 
 
 @intrinsic
