@@ -94,6 +94,8 @@ class Tool(click.Group):
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # nothing more to say at exit
             return PIPE_CLOSED
         except OSError as problem:
+            if problem.filename is None and problem.strerror:  # files are named where they are written
+                return complain(f"standard output: cannot be written: {problem.strerror}")
             return complain(problem)
         except MemoryError:
             return complain("not enough memory")

@@ -16,5 +16,5 @@ def need(package: str, who: str = "this", otherwise: str = "") -> None:
     except ImportError as problem:
         name = "Dask" if package == "distributed" else package
         raise UserError(
-            f"{who} needs {name}: pip install 'intsim[{EXTRAS[package]}]'{otherwise} ({problem})"
+            f"{who} needs {name}: pip install '.[{EXTRAS[package]}]' in intsim's source folder{otherwise} ({problem})"
         ) from None

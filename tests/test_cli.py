@@ -588,11 +588,11 @@ def test_labels_file_that_cannot_be_used(model, tmp_path):
 
 def test_without_torch_the_float_commands_say_what_to_install(model, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "torch", None)
-    refused(intsim("eval", "--engine", "float"), "pip install 'intsim[torch]'")
-    refused(intsim("eval", "--engine", "fake", "--model", model), "pip install 'intsim[torch]'")
-    refused(intsim("compare", "--model", model), "pip install 'intsim[torch]'")
+    refused(intsim("eval", "--engine", "float"), "pip install '.[torch]'")
+    refused(intsim("eval", "--engine", "fake", "--model", model), "pip install '.[torch]'")
+    refused(intsim("compare", "--model", model), "pip install '.[torch]'")
     out = tmp_path / "model.safetensors"
-    refused(intsim("quantize", "c.pth", "--calibration", tmp_path, "--out", out), "pip install 'intsim[torch]'")
+    refused(intsim("quantize", "c.pth", "--calibration", tmp_path, "--out", out), "pip install '.[torch]'")
     np.savez(tmp_path / "i.npz", images=pixels(1))
     assert intsim("run", tmp_path / "i.npz", "--model", model).exit_code == 0
 
@@ -774,3 +774,11 @@ def test_images_are_streamed(model, tmp_path):
         peak.append(int(done.stdout.split()[-1]))
     assert resource is not None
     assert peak[1] - peak[0] < 20_000  # KiB
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
+def test_a_full_standard_output() -> None:
+    with open("/dev/full", "w") as full:
+        command = [sys.executable, "-m", "golden.cli", "info"]
+        run = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True)
+    assert (run.returncode, run.stderr) == (2, "intsim: standard output: cannot be written: No space left on device\n")

@@ -435,6 +435,6 @@ def test_command_refuses(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
         patch.setattr(golden.onnx.export, "MAX_CONSTANTS", 1_000_000)
         refused("--out", out, told="an ONNX file holds at most 1000000")
     monkeypatch.setitem(sys.modules, "onnx", None)
-    refused("--out", out, told="pip install 'intsim[onnx]'")
+    refused("--out", out, told="pip install '.[onnx]'")
     assert list(tmp_path.iterdir()) == []
     assert intsim("export", "--format", "onx", "--out", out).exit_code == 2

@@ -298,7 +298,7 @@ def test_command_refuses(small, tmp_path, monkeypatch):
     pytest.importorskip("torch")
     refused("65 tokens", "--out", out, "--checkpoint", embedded.checkpoint_path())
     monkeypatch.setitem(sys.modules, "jinja2", None)
-    refused("intsim[report]", "--out", out)
+    refused("'.[report]'", "--out", out)
 
 
 def test_provenance_may_hold_anything(small):

@@ -816,7 +816,7 @@ def main(
         if quick and smoke:
             raise UserError("--quick and --smoke exclude each other")
         if plot_to is not None and importlib.util.find_spec("matplotlib") is None:
-            raise UserError("--plot needs matplotlib: pip install 'intsim[bench]'")
+            raise UserError("--plot needs matplotlib: pip install '.[bench]'")
         for path in (json_to, plot_to):
             if path is not None and (path.is_dir() or not path.parent.is_dir()):
                 raise UserError(f"{path}: must be a file in a folder that exists")
@@ -825,7 +825,7 @@ def main(
             result = read_report(read)
         else:
             if importlib.util.find_spec("torch") is None:
-                raise UserError("the float model needs torch: pip install 'intsim[torch]'")
+                raise UserError("the float model needs torch: pip install '.[torch]'")
             plan = PLANS["quick" if quick else "smoke" if smoke else "full"]
             result = Bench(plan, programs, errors.print).run(only or SECTIONS)
             result["programs"] = {name: str(path) for name, path in programs.items()}

@@ -48,7 +48,8 @@ def command(model: Path | None, layers: tuple[str, ...], json_to: str | None) ->
         head.add_row("profile, rounding", f"{program.profile}, {program.rounding}")
         head.add_row("image", f"{height} x {width} x {channels}, uint8")
         head.add_row("classes", f"{len(program.classes)}: {', '.join(program.classes[:10])}")
-        head.add_row("integers stored", f"{sum(a.size for a in program.arrays.values()):,} in {len(data):,} bytes")
+        stored = sum(a.size for a in program.arrays.values())
+        head.add_row("integers stored", f"{stored:,} in a file of {len(data):,} bytes")
         for key, value in program.provenance.items():
             head.add_row(key, value if isinstance(value, str) else json.dumps(value))
         out.print(head)
