@@ -305,22 +305,50 @@ def scan_lanes(a, start, stop, scratch):
 def fill_table(a, start, block, table, seen, codes):
     """Rows of -A-bar in int32 [BLOCK, TABLE], for each channel and every delta code that occurs.
 
-    seen uint8 [BLOCK * 256], codes int32 [256 + 16]: scratch.
+    seen int32 [8, 16], a bit for each code of each channel, codes int32 [256 + 16]: scratch.
     """
-    channels = a[CHANNELS]
-    seen[:] = 0
-    for row in range(a[IMAGES] * a[TOKENS]):
-        delta = uint8_at(a[DELTA] + row * channels + start, block)
-        for j in range(block):
-            seen[j * 256 + np.int64(delta[j])] = 1
+    see_codes(a, start, block, seen)
     a_rows, fraction = int32_at(a[A], (start + BLOCK) * 16), int64_at(a[FRACTION], start + BLOCK)
     packed = int32_at(a[PACKED], 128)
     for j in range(block):
         count = 0
-        for first in range(0, 256, 16):
-            count += v.list_nonzero(seen, j * 256 + first, first, codes, count)
+        for word in range(8):
+            bits = np.int64(seen[word * 16 + j])
+            count += v.list_bits(bits, word * 32, codes, count)
+            count += v.list_bits(bits >> 16, word * 32 + 16, codes, count)
         row = v.load_int32(a_rows, (start + j) * 16)
         exp2_rows(codes, count, row, fraction[start + j], packed, a[M], a[MODE], table, j * TABLE)
+
+
+@kernel
+def see_codes(a, start, block, seen):
+    """Sets bit c mod 32 of seen[c / 32, j] for each delta code c of channel start + j."""
+    channels, rows = a[CHANNELS], a[IMAGES] * a[TOKENS]
+    one, low, five = v.splat(np.int32(1)), v.splat(np.int32(31)), v.splat(np.int32(5))
+    zero = v.splat(np.int32(0))
+    s0, s1, s2, s3, s4, s5, s6, s7 = zero, zero, zero, zero, zero, zero, zero, zero
+    if block == 16:
+        for row in range(rows):
+            code = v.load_uint8(uint8_at(a[DELTA] + row * channels + start, 16), 0)
+            bit, word = v.shl(one, v.bit_and(code, low)), v.lshr(code, five)
+            s0, s1 = v.bit_or_where(s0, word, 0, bit), v.bit_or_where(s1, word, 1, bit)
+            s2, s3 = v.bit_or_where(s2, word, 2, bit), v.bit_or_where(s3, word, 3, bit)
+            s4, s5 = v.bit_or_where(s4, word, 4, bit), v.bit_or_where(s5, word, 5, bit)
+            s6, s7 = v.bit_or_where(s6, word, 6, bit), v.bit_or_where(s7, word, 7, bit)
+    v.store_int32(seen, 0, s0)
+    v.store_int32(seen, 16, s1)
+    v.store_int32(seen, 32, s2)
+    v.store_int32(seen, 48, s3)
+    v.store_int32(seen, 64, s4)
+    v.store_int32(seen, 80, s5)
+    v.store_int32(seen, 96, s6)
+    v.store_int32(seen, 112, s7)
+    if block < 16:
+        for row in range(rows):
+            delta = uint8_at(a[DELTA] + row * channels + start, block)
+            for j in range(block):
+                code = np.int64(delta[j])
+                seen[(code >> 5) * 16 + j] |= np.int32(np.int64(1) << (code & 31))
 
 
 @kernel
@@ -342,7 +370,7 @@ def scan_avx512(a, start, stop, scratch):
     table, at = int32_at(scratch, BLOCK * TABLE), scratch + BLOCK * TABLE * 4
     numbers, at = int32_at(at, 3 * 16), at + 3 * 16 * 4  # dx, constant, right of each channel
     edge, at = int8_at(at, 64), at + 64
-    seen, codes = uint8_at(at, BLOCK * 256), int32_at(at + BLOCK * 256, 256 + 16)
+    seen, codes = int32_at(at, 8 * 16), int32_at(at + 8 * 16 * 4, 256 + 16)
     fill_table(a, start, block, table, seen, codes)
 
     b_shift, y_shift = v.load_int32(int32_at(a[B_SHIFT], stop), start), v.load_int32(int32_at(a[Y_SHIFT], stop), start)

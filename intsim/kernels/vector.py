@@ -361,23 +361,33 @@ def look_up_128(typing: Any, table: Any, indices: Any) -> Any:
 
 
 @intrinsic
-def list_nonzero(typing: Any, flags: Any, i: Any, first: Any, out: Any, j: Any) -> Any:
-    """Stores first + l for each nonzero byte flags[i + l], l < 16, to out[j ..] int32; returns how many."""
+def bit_or_where(typing: Any, x: Any, keys: Any, key: Any, bits: Any) -> Any:
+    """x | bits in the lanes whose key is `key` (int64), x in the others."""
+
+    def generate(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        x, keys, key, bits = args
+        chosen = builder.icmp_signed("==", keys, splat_value(builder, builder.trunc(key, I32)))
+        return builder.select(chosen, builder.or_(x, bits), x)
+
+    return int32x16(x, keys, types.int64, bits), generate
+
+
+@intrinsic
+def list_bits(typing: Any, bits: Any, first: Any, out: Any, j: Any) -> Any:
+    """Stores first + l for each bit l < 16 that is set in `bits`, to out[j ..] int32; returns how many."""
 
     def generate(context: Any, builder: Any, sig: Any, args: Any) -> Any:
         if "avx512vnni" not in cpu.available():
             return ir.Constant(I64, 0)
-        flags, i, first, out, j = args
-        bytes_ = ir.VectorType(I8, 16)
-        loaded = builder.load(_pointer(context, builder, sig.args[0], flags, i, bytes_), align=1)
-        found = builder.icmp_signed("!=", loaded, ir.Constant(bytes_, None))
+        bits, first, out, j = args
+        low = builder.trunc(bits, I16)
+        found = builder.bitcast(low, ir.VectorType(ir.IntType(1), 16))
         numbers = builder.add(splat_value(builder, builder.trunc(first, I32)), ir.Constant(I32X16, list(range(16))))
-        target = _pointer(context, builder, sig.args[3], out, j, I32)
+        target = _pointer(context, builder, sig.args[2], out, j, I32)
         call(builder, "llvm.masked.compressstore.v16i32", ir.VoidType(), numbers, target, found)
-        count = call(builder, "llvm.ctpop.i16", I16, builder.bitcast(found, I16))
-        return builder.zext(count, I64)
+        return builder.zext(call(builder, "llvm.ctpop.i16", I16, low), I64)
 
-    return types.int64(flags, types.intp, types.int64, out, types.intp), generate
+    return types.int64(types.int64, types.int64, out, types.intp), generate
 
 
 @intrinsic
