@@ -447,7 +447,10 @@ def test_gpu_check_writes_its_report(tmp_path: Path) -> None:
     assert run.returncode == 0, run.stdout + run.stderr
     report = json.loads(out.read_text())
     assert report["mismatches"] == 0 and report["finished"] is True and report["program"]
-    assert report["elements"] == sum(r["elements"] for r in report["runs"]) > 0 and report["images_per_second"] > 0
+    untapped = [r["elements"] for r in report["runs"] if r["form"] == "untapped"]
+    assert len(untapped) == 3 and report["untapped"] == sum(untapped) and min(untapped) > 0
+    assert report["elements"] == sum(r["elements"] for r in report["runs"]) - report["untapped"] > 0
+    assert report["images_per_second"] > 0
     assert {"card", "torch", "commit"} <= set(report)
     again = subprocess.run([*command, "--resume"], env=environment, cwd=ROOT, capture_output=True, text=True)
     assert again.returncode == 0, again.stderr

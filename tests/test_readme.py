@@ -51,7 +51,7 @@ def test_gpu_report_and_its_text() -> None:
     found = report("gpu")
     text = (ROOT / "docs/FIGURES.md").read_text()
     assert found["mismatches"] == sum(run["mismatches"] for run in found["runs"]) == 0
-    assert found["elements"] == sum(run["elements"] for run in found["runs"])
+    assert found["elements"] == sum(run["elements"] for run in found["runs"] if run["form"] != "untapped")
     assert f"{found['elements']:,} integers, 0 mismatches" in between((ROOT / "README.md").read_text(), "figures")
     assert found["card"] in text and found["date"] in text and found["commit"][:7] in text
     best = max(found["speed"], key=lambda speed: float(speed["images_per_second"]))

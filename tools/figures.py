@@ -41,6 +41,8 @@ def gpu(report: Report) -> str:
     """A row for each model, profile and rounding; both forms of the torch path together."""
     rows: dict[str, Report] = {}
     for run in report["runs"]:
+        if run["form"] == "untapped":
+            continue
         title = run["title"].rpartition(", ")[0].replace("embedded model", "embedded model, int8, half_up")
         row = rows.setdefault(title, {"images": {}, "elements": 0, "mismatches": 0})
         row["images"][run["form"]] = run["images"]

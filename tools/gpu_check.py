@@ -7,6 +7,8 @@ Stages (`--stages`):
 
 * `tests`: the tests that need CUDA, by pytest;
 * `embedded`: the embedded model (or `--model`), `--count` test images, every tensor, plain and fast form;
+  of each of these, and of `random`, the engine also runs without a tap inside its operators, on its fused kernels:
+  what operators read must be the same (`untapped` in the report, not counted among `elements`);
 * `logits`: the same images through the whole-batch CUDA graph, against the engine's logits;
 * `random`: random Programs of Vim-Tiny, Small and Base at 224, `--photos-count` images, every tensor: Tiny in both
   profiles and all rounding modes, Small and Base in both profiles with two modes each, so that all occur;
@@ -51,6 +53,7 @@ ROUNDINGS = ("half_up", "half_even", "half_away", "floor")
 PROFILES = {"int8": 8, "wide-state": 16}
 STAGES = ("tests", "embedded", "logits", "random", "speed")
 HELD = 4 << 30  # bytes of the engine's tensors of one piece of work
+UNTAPPED = "untapped"  # the engine's fused kernels, which keep the insides of operators to themselves
 QUICK = Size((32, 32, 3), 8, 8, 24, 2, 48, 8, 3, 4, 10)
 INT32_LANES = 64  # 32-bit integer operations a multiprocessor of an H100 starts in a cycle
 # 32-bit integer operations of `kernels.scan` for one state in the default profile and mode, counted from its text
@@ -95,7 +98,8 @@ class Check:
 
     def save(self) -> None:
         runs = self.report["runs"]
-        self.report["elements"] = sum(run["elements"] for run in runs)
+        self.report["elements"] = sum(run["elements"] for run in runs if run["form"] != UNTAPPED)
+        self.report["untapped"] = sum(run["elements"] for run in runs if run["form"] == UNTAPPED)
         self.report["mismatches"] = sum(run["mismatches"] for run in runs)
         rates = [s["images_per_second"] for s in self.report["speed"]]
         self.report["images_per_second"] = max(rates) if rates else None
@@ -205,6 +209,19 @@ def add(run: dict[str, Any], found: Report, first: int) -> None:
         run["guilty"]["first"]["image"] += first
 
 
+def add_untapped(run: dict[str, Any], engine: Engine, piece: Array, expected: dict[str, Array]) -> None:
+    """The tensors of a run of the engine with no other tap, against those that it gave with all taps."""
+    started = time.perf_counter()
+    for name, values in engine.run(piece, list(expected)).items():
+        different = int((values != expected[name]).sum())
+        run["elements"] += values.size
+        run["mismatches"] += different
+        if different and run["guilty"] is None:
+            run["guilty"] = {"tensor": name, "mismatches": different}
+    run["images"] += len(piece)
+    run["seconds"] = round(run["seconds"] + time.perf_counter() - started, 3)
+
+
 class Given:
     """The engine, with its results for one piece of the images at hand."""
 
@@ -220,13 +237,14 @@ class Given:
 def every_tensor(check: Check, title: str, program: Program, images: Array) -> bool:
     """Compares every tensor of `images` in all forms with one run of the engine; False if time ran out.
 
-    The engine works on the next piece while this one is compared.
+    What operators read is also compared with a run of the engine that has no other tap.  The engine works on the next
+    piece while this one is compared.
     """
     args = check.args
     held = sum(int(np.prod(t.shape)) * t.dtype.itemsize for t in program.tensors.values())
     step = int(np.clip(HELD // held, 1, 64))
     facts = {"name": program.name, "profile": program.profile, "rounding": program.rounding, "program": program.digest}
-    runs = {form: check.entry(f"{title}, {form}", **facts, form=form) for form in args.forms}
+    runs = {form: check.entry(f"{title}, {form}", **facts, form=form) for form in (*args.forms, UNTAPPED)}
     first = min(run["images"] for run in runs.values())
     starts = range(first, len(images), step)
     if not starts or check.late():
@@ -234,6 +252,7 @@ def every_tensor(check: Check, title: str, program: Program, images: Array) -> b
     fakes = {form: FakeQuant(program, args.device, fast=form == "fast") for form in args.forms}
     engine = Engine(program)
     names = list(program.tensors)
+    read = {name for op in program.operators for name in op.inputs.values()} | {program.logits}
     with ThreadPoolExecutor(1) as pool:
         pending = pool.submit(engine.run, images[first : first + step], names)
         for start in starts:
@@ -241,7 +260,11 @@ def every_tensor(check: Check, title: str, program: Program, images: Array) -> b
             if start + step < len(images):
                 pending = pool.submit(engine.run, images[start + step : start + 2 * step], names)
             for form, run in runs.items():
-                if run["images"] == start:
+                if run["images"] != start:
+                    continue
+                if form == UNTAPPED:
+                    add_untapped(run, engine, piece, {name: results[name] for name in names if name in read})
+                else:
                     given = Given(engine, piece, results)
                     found = compare(program, piece, batch=step, reference=given, candidate=fakes[form], memory=2 * HELD)
                     add(run, found, start)
@@ -298,8 +321,9 @@ def random_stage(check: Check) -> None:
     sizes = {**VIM, "quick": QUICK}
     for number, (size, profile, rounding) in enumerate(combinations(args.quick)):
         title = f"random Vim-{size}, {profile}, {rounding}"
-        done = [run["images"] for run in check.report["runs"] if run["title"] in [f"{title}, {f}" for f in args.forms]]
-        if len(done) == len(args.forms) and min(done) >= args.photos_count:
+        titles = [f"{title}, {form}" for form in (*args.forms, UNTAPPED)]
+        done = [run["images"] for run in check.report["runs"] if run["title"] in titles]
+        if len(done) == len(titles) and min(done) >= args.photos_count:
             continue
         if check.late():
             return
