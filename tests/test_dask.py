@@ -320,7 +320,7 @@ def test_what_cannot_be_reached(monkeypatch, program, pictures, tmp_path):
 
 def test_without_dask(monkeypatch, program, pictures):
     monkeypatch.setitem(sys.modules, "distributed", None)
-    with pytest.raises(UserError, match=r"^this needs Dask: pip install 'intsim\[dask\]'"):
+    with pytest.raises(UserError, match=r"^this needs Dask: pip install '\.\[dask\]' in intsim's source folder"):
         with Cluster(workers=2) as cluster:
             cluster.run(program.file, Counts(), pictures)
 

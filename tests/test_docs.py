@@ -306,9 +306,12 @@ def test_make_golden(tmp_path: Path, tools_of: Path) -> None:
         (venv / stamp).touch()
     few = ["COUNT=1", "GOLDEN=--layers '*.norm.out'"]
     where = [f"VENV={venv}", f"BUNDLE={tmp_path / 'golden_vectors'}", f"PYTHON={sys.executable}"]
-    done = subprocess.run(["make", "golden", *where, *few], cwd=ROOT, capture_output=True, text=True, timeout=LIMIT)
+    # Under `make test` the outer make's options and its level must not reach these two.
+    own = {name: value for name, value in os.environ.items() if name not in ("MAKEFLAGS", "MAKELEVEL", "MFLAGS")}
+    make = functools.partial(subprocess.run, cwd=ROOT, env=own, capture_output=True, text=True, timeout=LIMIT)
+    done = make(["make", "golden", *where, *few])
     assert done.returncode == 0 and done.stdout.endswith("golden_vectors: whole\n"), done.stdout + done.stderr
-    done = subprocess.run(["make", "test", *where, "TESTS=--version"], cwd=ROOT, capture_output=True, text=True)
+    done = make(["make", "test", *where, "TESTS=--version"])
     assert done.returncode == 0 and "pytest" in done.stdout + done.stderr
 
 

@@ -54,6 +54,8 @@ def test_gpu_report_and_its_text() -> None:
     assert found["elements"] == sum(run["elements"] for run in found["runs"] if run["form"] != "untapped")
     assert f"{found['elements']:,} integers, 0 mismatches" in between((ROOT / "README.md").read_text(), "figures")
     assert found["card"] in text and found["date"] in text and found["commit"][:7] in text
+    untapped = sum(run["elements"] for run in found["runs"] if run["form"] == "untapped")
+    assert found["untapped"] == untapped > 0 and f"{untapped:,} integers" in text
     best = max(found["speed"], key=lambda speed: float(speed["images_per_second"]))
     assert found["images_per_second"] == best["images_per_second"] >= 1000
     for figure in (f"{best['images_per_second']:,.0f} images a second", f"{best['scan_fraction_of_int32_peak']:.0%}"):
