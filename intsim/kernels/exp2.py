@@ -56,7 +56,7 @@ def packed_rom(rom: Array) -> Array | None:
 
 @kernel
 def exp2_rows(codes, count, a, f, packed, m, mode, table, at):
-    """table[at + code * 16 + n] = -exp2(code * a[n]) in 16 bits, zeros above, for 16 states n and `count` codes.
+    """table[at + code * 16 + n] = -exp2(code * a[n]) in 16 bits, twice, for 16 states n and `count` codes.
 
     codes int32; a: 16 lanes of 8 bits; packed: packed_rom; modes half_up and floor.  With s the shift of the last
     rounding, value' = -value - 1 is summed, 4096 * (98304 - rom[j]) + (rom[j] - rom[j + 1]) * r - 4096 * 98304 - 1,
@@ -66,7 +66,7 @@ def exp2_rows(codes, count, a, f, packed, m, mode, table, at):
     right = v.splat(np.int32(over))
     left, fraction = v.splat(np.int32(19 - f)), v.splat(np.int32(f))
     twelve, low_bits, place = v.splat(np.int32(12)), v.splat(np.int32(4095)), v.splat(np.int32(4096 << 16))
-    offset, one, word = v.splat(np.int32(-(98304 << 12) - 1)), v.splat(np.int32(1)), v.splat(np.int32(65535))
+    offset, one = v.splat(np.int32(-(98304 << 12) - 1)), v.splat(np.int32(1))
     # half_up: -((value + half) >> s) = ((value' >> (s-1)) + 1) >> 1; floor: -(value >> s) = (value' >> s) + 1
     base, last = v.splat(np.int32((29 - mode - m) << f)), v.splat(np.int32(mode))
     zero = v.splat(np.int32(0))
@@ -80,4 +80,4 @@ def exp2_rows(codes, count, a, f, packed, m, mode, table, at):
         value = v.add_pairs(offset, pair, v.bit_or(v.bit_and(t, low_bits), place))
         value = v.shift_right(value, v.ashr(p, fraction))
         value = v.shift_right(v.add(value, one), last)
-        v.store_int32(table, at + np.int64(codes[i]) * 16, v.bit_and(value, word))
+        v.store_int32(table, at + np.int64(codes[i]) * 16, v.twice(value))

@@ -19,7 +19,19 @@ from intsim.kernels.common import kernel, round_shift, saturate
 from intsim.kernels.exp2 import exp2, exp2_row, exp2_rows, packed_rom
 from intsim.kernels.memory import address_in, int8_at, int16_at, int32_at, int64_at, uint8_at, uint16_at
 from intsim.kernels.requantize import half_lanes, requantize_lanes, store_lanes
-from intsim.kernels.states import byte_sums, no_states, shifted_left, shifted_right, updated, word_sums
+from intsim.kernels.states import (
+    byte_sums,
+    bytes_left,
+    bytes_right,
+    bytes_updated,
+    bytes_updated_right,
+    no_bytes,
+    no_words,
+    word_sums,
+    words_left,
+    words_right,
+    words_updated,
+)
 from intsim.program import Operator, Program
 
 BLOCK = 16  # channels in a block
@@ -28,6 +40,7 @@ LIMIT = (1 << 30) - 1  # b is clamped to -LIMIT .. LIMIT
 HARMLESS_LEFT = 8
 LARGEST_LEFT = 30  # of scan_lanes
 LARGEST_RIGHT = 16  # of scan_avx512
+SOME = 32  # tokens of scan_avx512 at a time
 TABLE = (256 + 5) * 16  # from channel to channel in the table of A-bar: not all rows of a code in one set of the cache
 TRACED, VECTOR, AVX512 = 0, 1, 2  # which kernel
 INNER = ("dx", "abar", "b", "acc", "h", "y_acc")
@@ -62,7 +75,8 @@ class Scan(Kernel):
         if least >= -LARGEST_LEFT and rom.min() >= 0 and rom.max() <= 1 << 17:
             self.method = VECTOR
             simple = states <= 16 and self.mode <= 1 and packed is not None
-            if self.path in cpu.WIDE and simple and -HARMLESS_LEFT <= least and most <= LARGEST_RIGHT:
+            simple = simple and (h.bits > 8 or limits(h.bits, h.signed) == (-128, 127))
+            if self.path in cpu.WIDE and simple and most <= LARGEST_RIGHT:
                 self.method = AVX512
         self.clamps = int(least < -HARMLESS_LEFT)
         self.numbers = [
@@ -77,7 +91,7 @@ class Scan(Kernel):
             *(self.tensor("abar").dtype.itemsize, h.dtype.itemsize, int(y_shift.min() + y_row_shift.min() >= 0)),
         ]
         self.row_cost = self.tokens * states // 4
-        self.scratch = BLOCK * ((TABLE + 256 * (padded - 16)) * 4 + 16 * 4 + 256) + 4096
+        self.scratch = BLOCK * ((TABLE + 256 * (padded - 16)) * 4 + 16 * 4 + 256) + 4 * SOME * 16 * 3 + 4096
 
     def inner(self) -> tuple[str, ...]:
         return INNER
@@ -303,7 +317,7 @@ def scan_lanes(a, start, stop, scratch):
 
 @kernel
 def fill_table(a, start, block, table, seen, codes):
-    """Rows of -A-bar in int32 [BLOCK, TABLE], for each channel and every delta code that occurs.
+    """Rows of -A-bar (exp2.exp2_rows) in int32 [BLOCK, TABLE], for each channel and every delta code that occurs.
 
     seen int32 [8, 16], a bit for each code of each channel, codes int32 [256 + 16]: scratch.
     """
@@ -357,81 +371,178 @@ def scan_avx512(a, start, stop, scratch):
 
     The products of an update are sums of two 16-bit products (vector.add_pairs):
 
-    * dx * B << s for a left shift s of 0 .. 8: (low 8 bits of dx << s) * B + (the bits above) * (B << 8).
-    * A-bar reaches 2^15 and does not fit, but -A-bar does; so it is -acc = -A-bar * h - b that is summed, from
-      -b = (-dx * B + c) >> s, where c = half - 1 (half_up) or 2^s - 1 (floor) for s > 0, 0 for s = 0, and
-      h = (half - (-acc)) >> m.
+    * dx * B << s: (low 8 bits of dx << s) * B + (the bits above) * (B << 8); see `write_factors`.
+    * A-bar reaches 2^15 and does not fit, but -A-bar does; so it is -acc = -A-bar * h - b that is summed, and
+      h = (half - (-acc)) >> m = ~((-acc - half - 1) >> m).  For a shift s > 0, -b = (-dx * B + c) >> s with
+      c = half - 1 (half_up) or 2^s - 1 (floor).
 
-    y's sum over 8-bit states multiplies h + 128 by C (vector.add_byte_products), four channels in a vector.
+    Some tokens at a time: first what their updates need of dx, then the updates and nothing else, then what their sums
+    make of y, so that no update waits for the way to or from another token's.
     """
     images, tokens, channels, states = a[IMAGES], a[TOKENS], a[CHANNELS], a[STATES]
     block = stop - start
-    m, mode = a[M], a[MODE]
-    table, at = int32_at(scratch, BLOCK * TABLE), scratch + BLOCK * TABLE * 4
-    numbers, at = int32_at(at, 3 * 16), at + 3 * 16 * 4  # dx, constant, right of each channel
-    edge, at = int8_at(at, 64), at + 64
-    seen, codes = int32_at(at, 8 * 16), int32_at(at + 8 * 16 * 4, 256 + 16)
-    fill_table(a, start, block, table, seen, codes)
-
-    b_shift, y_shift = v.load_int32(int32_at(a[B_SHIFT], stop), start), v.load_int32(int32_at(a[Y_SHIFT], stop), start)
-    d = v.load_int32(int32_at(a[D], stop), start)
-    token_shift, y_row_shift = int64_at(a[TOKEN_SHIFT], tokens), int64_at(a[Y_ROW_SHIFT], tokens)
-    zero, one, byte = v.splat(np.int32(0)), v.splat(np.int32(1)), v.splat(np.int32(255))
-    above, word = v.splat(np.int32(-256)), v.splat(np.int32(65535))
-    h_low, h_high = v.splat(np.int32(a[H_LOW])), v.splat(np.int32(a[H_HIGH]))
-    h_right = v.splat(np.int32(m))
-    h_half = half_lanes(h_right, mode)
+    at = scratch + BLOCK * TABLE * 4
+    factors, sums, copies = at, at + SOME * 16 * 4, at + 2 * SOME * 16 * 4
+    at = copies + 4 * SOME * 16
+    shifts = int32_at(at, 5 * 16)
+    seen, codes = int32_at(at + 5 * 16 * 4, 8 * 16), int32_at(at + 13 * 16 * 4, 256 + 16)
+    fill_table(a, start, block, int32_at(scratch, BLOCK * TABLE), seen, codes)
     bytes_ = a[H_SIZE] == 1
-    up = zero
-    edge[:] = 0
     for i in range(images):
-        h = no_states()
-        for t in range(tokens):
-            row = i * tokens + t
-            left = token_shift[t]
-            step = left - token_shift[max(t - 1, 0)]
-            if step > 0:
-                count = v.splat(np.int32(step))
-                h = shifted_right(h, half_lanes(count, mode), count)
-            elif step < 0:
-                h = shifted_left(h, v.splat(np.int32(-step)), h_low, h_high)
-            if step != 0 or t == 0:
-                shift = v.add(b_shift, v.splat(np.int32(left)))
-                right = v.maximum(shift, zero)
-                up = v.maximum(v.sub(zero, shift), zero)
-                constant = v.sub(half_lanes(right, 1), v.minimum(right, one))
-                if not mode:
-                    constant = v.sub(v.shl(one, right), one)
-                v.store_int32(numbers, 16, constant)
-                v.store_int32(numbers, 32, right)
-            b_row, c_row = int8_at(a[B] + row * states, states), int8_at(a[C] + row * states, states)
-            if states < 16:
-                for n in range(states):
-                    edge[n], edge[16 + n] = b_row[n], c_row[n]
-                b_row, c_row = int8_at(address_in(edge, 0), 16), int8_at(address_in(edge, 16), 16)
-            b, c = v.load_int8(b_row, 0), v.load_int8(c_row, 0)
-            c_sum = v.total(c)
-            b_pairs = v.bit_or(v.bit_and(b, word), v.shl(b, v.splat(np.int32(24))))
-            c_spread = v.pack_words(c, c)
-            c_spread = v.pack_bytes(c_spread, c_spread)  # each quarter: its four states, four times
-            delta, factors = uint8_at(a[DELTA] + row * channels + start, 16), int8_at(a[U] + row * channels + start, 16)
+        h, words = no_bytes(), no_words()
+        for first in range(0, tokens, SOME):
+            count = min(SOME, tokens - first)
+            row = i * tokens + first
+            delta, u, width = a[DELTA] + row * channels + start, a[U] + row * channels + start, channels
             if block < 16:
-                for j in range(block):
-                    edge[32 + j], edge[48 + j] = delta[j], factors[j]
-                delta, factors = uint8_at(address_in(edge, 32), 16), int8_at(address_in(edge, 48), 16)
-            u = v.load_int8(factors, 0)
-            dx = v.shl(v.sub(zero, v.mul(v.load_uint8(delta, 0), u)), up)
-            v.store_int32(numbers, 0, v.bit_or(v.shl(v.bit_and(dx, above), v.splat(np.int32(8))), v.bit_and(dx, byte)))
-            h = updated(
-                h, address_in(numbers, 0), address_in(delta, 0), scratch, TABLE * 4, b_pairs, h_half, h_right, h_low,
-                h_high,
-            )  # fmt: skip
+                delta = widened(delta, channels, block, count, copies)
+                u = widened(u, channels, block, count, copies + SOME * 16)
+                width = 16
+            b, c = a[B] + row * states, a[C] + row * states
+            if states < 16:
+                b = widened(b, states, states, count, copies + 2 * SOME * 16)
+                c = widened(c, states, states, count, copies + 3 * SOME * 16)
+            write_factors(a, start, first, count, delta, u, width, factors)
             if bytes_:
-                sums = v.sub(byte_sums(h, c_spread), v.splat(np.int32(128 * c_sum)))
+                h = update_bytes(a, h, start, first, count, delta, width, b, c, scratch, factors, shifts, sums)
             else:
-                sums = word_sums(h, c)
-            acc = v.add(v.mul(d, u), v.shl(sums, v.splat(np.int32(left))))
-            count = v.add(y_shift, v.splat(np.int32(y_row_shift[t])))
-            half = half_lanes(v.maximum(count, zero), mode)
-            y = requantize_lanes(acc, count, half, mode, a[Y_LOW], a[Y_HIGH], a[NARROW])
-            store_lanes(a[Y] + row * channels + start, 1, block, y)
+                words = update_words(a, words, start, first, count, delta, width, b, c, scratch, factors, shifts, sums)
+            write_y(a, start, block, row, first, count, u, width, int32_at(sums, SOME * 16))
+
+
+@kernel
+def update_bytes(a, h, start, first, count, delta, width, b_rows, c_rows, table, factors, shifts, sums):
+    """Updates states of 8 bits with `count` tokens from `first` on; writes the sums of h * C, int32 [count, 16].
+
+    delta: address of the first token's codes of 16 channels, width: from token to token; b_rows, c_rows: addresses of
+    int8 [count, 16]; table: see `fill_table`; factors: see `write_factors`; shifts: scratch.
+    """
+    m, mode = a[M], a[MODE]
+    token_shift, b_shift = int64_at(a[TOKEN_SHIFT], a[TOKENS]), int32_at(a[B_SHIFT], start + 16)
+    most = np.int64(b_shift[start])
+    for j in range(start + 1, start + 16):
+        most = max(most, np.int64(b_shift[j]))
+    written = int32_at(sums, count * 16)
+    right = v.splat(np.int32(m))
+    begin = v.bit_xor(half_lanes(right, mode), v.splat(np.int32(-1)))  # -half - 1
+    word, flip = v.splat(np.int32(65535)), v.splat(np.int32(-2139062144))  # 0x80 in each byte
+    zero, high_byte = v.splat(np.int32(0)), v.splat(np.int32(24))
+    for k in range(count):
+        left = token_shift[first + k]
+        step = left - token_shift[max(first + k - 1, 0)]
+        if step > 0:  # by 8 or more: all are alike
+            step = min(step, 8)
+            constant = ((1 << step) >> 1) * (mode & 1) + 128 * ((1 << step) - 1)
+            h = bytes_right(h, v.splat(np.int32(constant * 65537)), np.int32(step))
+        elif step < 0:
+            h = bytes_left(h, np.int32(min(-step, 8)))
+        b = v.load_int8(int8_at(b_rows + 16 * k, 16), 0)
+        b = v.bit_or(v.bit_and(b, word), v.shl(b, high_byte))
+        if most + left > 0:
+            if step != 0 or k == 0:
+                write_shifts(b_shift, start, left, mode, begin, shifts)
+            h = bytes_updated_right(
+                h, factors + 64 * k, address_in(shifts, 0), delta + width * k, table, TABLE * 4, b, begin, right
+            )
+        else:
+            h = bytes_updated(h, factors + 64 * k, 0, delta + width * k, table, TABLE * 4, b, begin, right)
+        c = v.load_quarters(c_rows + 16 * k)
+        v.store_int32(written, 16 * k, byte_sums(h, c, v.sub(zero, v.add_byte_products(zero, flip, c))))
+    return h
+
+
+@kernel
+def update_words(a, h, start, first, count, delta, width, b_rows, c_rows, table, factors, shifts, sums):
+    """`update_bytes` for states of more than 8 bits."""
+    m, mode = a[M], a[MODE]
+    token_shift, b_shift = int64_at(a[TOKEN_SHIFT], a[TOKENS]), int32_at(a[B_SHIFT], start + 16)
+    written = int32_at(sums, count * 16)
+    low, high, right = v.splat(np.int32(a[H_LOW])), v.splat(np.int32(a[H_HIGH])), v.splat(np.int32(m))
+    half = half_lanes(right, mode)
+    word, high_byte, zero = v.splat(np.int32(65535)), v.splat(np.int32(24)), v.splat(np.int32(0))
+    for k in range(count):
+        left = token_shift[first + k]
+        step = left - token_shift[max(first + k - 1, 0)]
+        if step > 0:
+            by = v.splat(np.int32(step))
+            h = words_right(h, half_lanes(by, mode), by)
+        elif step < 0:
+            h = words_left(h, v.splat(np.int32(-step)), low, high)
+        if step != 0 or k == 0:
+            write_shifts(b_shift, start, left, mode, zero, shifts)
+        b = v.load_int8(int8_at(b_rows + 16 * k, 16), 0)
+        b = v.bit_or(v.bit_and(b, word), v.shl(b, high_byte))
+        h = words_updated(
+            h, factors + 64 * k, address_in(shifts, 0), delta + width * k, table, TABLE * 4, b, half, right, low, high
+        )
+        v.store_int32(written, 16 * k, word_sums(h, v.load_quarters(c_rows + 16 * k)))
+    return h
+
+
+@kernel
+def widened(source, width, n, count, target):
+    """Copies n < 16 bytes each of `count` rows that are `width` apart; zeros follow to 16.  Returns `target`."""
+    source, copy = int8_at(source, count * width), int8_at(target, count * 16)
+    copy[:] = 0
+    for k in range(count):
+        for j in range(n):
+            copy[16 * k + j] = source[width * k + j]
+    return target
+
+
+@kernel
+def write_factors(a, start, first, count, delta, u, width, factors):
+    """-dx << s of 16 channels, in two words (vector.add_pairs), for each of `count` tokens from `first` on.
+
+    s = 0 for states of more than 8 bits, else max(-b_shift - token_shift, 0); and then it is clamped to -2^23 ..
+    2^23 - 1, which changes no state: |A-bar * h| is at most 2^22, and if |dx << s|, and so also |b| but for B = 0, is
+    2^23 - 1 or more, acc is beyond what a state of 8 bits can hold, in the same direction.
+    """
+    b_shift, token_shift = v.load_int32(int32_at(a[B_SHIFT], start + 16), start), int64_at(a[TOKEN_SHIFT], a[TOKENS])
+    target = int32_at(factors, count * 16)
+    zero, byte, above = v.splat(np.int32(0)), v.splat(np.int32(255)), v.splat(np.int32(-256))
+    eight, most = v.splat(np.int32(8)), v.splat(np.int32(23 * (a[H_SIZE] == 1)))
+    full, highest = v.splat(np.int32(1 << 23)), v.splat(np.int32((1 << 23) - 1))
+    for k in range(count):
+        shift = v.add(b_shift, v.splat(np.int32(token_shift[first + k])))
+        up = v.minimum(v.maximum(v.sub(zero, shift), zero), most)
+        limit = v.lshr(full, up)
+        dx = v.mul(v.load_uint8(uint8_at(delta + width * k, 16), 0), v.load_int8(int8_at(u + width * k, 16), 0))
+        dx = v.maximum(v.minimum(v.sub(zero, dx), limit), v.sub(zero, limit))
+        dx = v.minimum(v.shl(dx, up), highest)
+        v.store_int32(target, 16 * k, v.bit_or(v.shl(v.bit_and(dx, above), eight), v.bit_and(dx, byte)))
+
+
+@kernel
+def write_shifts(b_shift, start, left, mode, begin, shifts):
+    """The rows constant, right, limit, -limit and left of states.words_updated, with begin << right in the constant."""
+    zero, one, thirty = v.splat(np.int32(0)), v.splat(np.int32(1)), v.splat(np.int32(30))
+    shift = v.add(v.load_int32(b_shift, start), v.splat(np.int32(left)))
+    right, up = v.maximum(shift, zero), v.maximum(v.sub(zero, shift), zero)
+    constant = v.sub(half_lanes(right, 1), v.minimum(right, one))
+    if not mode:
+        constant = v.sub(v.shl(one, right), one)
+    limit = v.shl(one, v.sub(thirty, up))
+    v.store_int32(shifts, 0, v.add(constant, v.shl(begin, right)))
+    v.store_int32(shifts, 16, right)
+    v.store_int32(shifts, 32, limit)
+    v.store_int32(shifts, 48, v.sub(zero, limit))
+    v.store_int32(shifts, 64, up)
+
+
+@kernel
+def write_y(a, start, block, row, first, count, u, width, sums):
+    """`y` of `count` tokens from `first` on, in the rows from `row` on, from sums int32 [count, 16] of h * C."""
+    tokens, channels, mode = a[TOKENS], a[CHANNELS], a[MODE]
+    token_shift, y_row_shift = int64_at(a[TOKEN_SHIFT], tokens), int64_at(a[Y_ROW_SHIFT], tokens)
+    y_shift = v.load_int32(int32_at(a[Y_SHIFT], start + 16), start)
+    d = v.load_int32(int32_at(a[D], start + 16), start)
+    zero = v.splat(np.int32(0))
+    for k in range(count):
+        t = first + k
+        factor = v.load_int8(int8_at(u + width * k, 16), 0)
+        acc = v.add(v.mul(d, factor), v.shl(v.load_int32(sums, 16 * k), v.splat(np.int32(token_shift[t]))))
+        shift = v.add(y_shift, v.splat(np.int32(y_row_shift[t])))
+        half = half_lanes(v.maximum(shift, zero), mode)
+        y = requantize_lanes(acc, shift, half, mode, a[Y_LOW], a[Y_HIGH], a[NARROW])
+        store_lanes(a[Y] + (row + k) * channels + start, 1, block, y)

@@ -1,9 +1,10 @@
 # mypy: allow-untyped-defs, allow-untyped-calls, allow-untyped-decorators
-"""The states of 16 channels of a scan, 16 in a vector for each channel, which stay in registers from token to token.
+"""The states of 16 channels of a scan, which stay in registers from token to token.
 
-`States` is a tuple of 16 vectors (vector.int32x16); these are the operations of scan.scan_avx512 on all of them.  In
-memory their stores would stand in the way of the loads from the table of A-bar: the CPU tells the two apart by 12 bits
-of their addresses.  Needs AVX-512 and its VNNI.
+In memory their stores would stand in the way of the loads from the table of A-bar: the CPU tells the two apart by 12
+bits of their addresses.  `Words` are 16 vectors (vector.int32x16), the states of a channel in each.  `Bytes` are 4,
+h + 128 of four channels in each, a byte a state, ordered as vector.pack_bytes puts them: in each quarter four states of
+each channel.  These are the operations of scan.scan_avx512 on all of them.  Needs AVX-512 and its VNNI.
 """
 
 from __future__ import annotations
@@ -18,30 +19,36 @@ from intsim.kernels import cpu
 from intsim.kernels.dot import place
 from intsim.kernels.vector import (
     I8,
+    I8X64,
+    I16,
+    I16X32,
     I32,
     I32X16,
     I64,
     add_byte_products_value,
     add_pairs_value,
+    call,
     int32x16,
     pack_bytes_value,
     pack_words_value,
     shift_right_value,
     splat_value,
+    unpack_value,
 )
 
 intrinsic: Any = numba_intrinsic
 
 CHANNELS = 16
-States = types.UniTuple(int32x16, CHANNELS)
+Words = types.UniTuple(int32x16, CHANNELS)
+Bytes = types.UniTuple(int32x16, CHANNELS // 4)
 
 
 def _vectors(builder: Any, states: Any) -> list[Any]:
-    return [builder.extract_value(states, j) for j in range(CHANNELS)]
+    return [builder.extract_value(states, j) for j in range(states.type.count)]
 
 
-def _states(context: Any, builder: Any, vectors: list[Any]) -> Any:
-    result = ir.Constant(context.get_value_type(States), ir.Undefined)
+def _states(context: Any, builder: Any, kind: Any, vectors: list[Any]) -> Any:
+    result = ir.Constant(context.get_value_type(kind), ir.Undefined)
     for j, vector in enumerate(vectors):
         result = builder.insert_value(result, vector, j)
     return result
@@ -52,80 +59,204 @@ def _clamp(builder: Any, x: Any, low: Any, high: Any) -> Any:
     return builder.select(builder.icmp_signed(">", x, low), x, low)
 
 
+def _splat_byte(value: int) -> Any:
+    """0 .. 255 in every byte."""
+    return ir.Constant(I32X16, [int.from_bytes(bytes([value] * 4), "little", signed=True)] * 16)
+
+
+def _number(builder: Any, address: Any, i: int, j: int) -> Any:
+    """Element [i, j] of int32 [n, 16] at an address, in all lanes."""
+    return splat_value(builder, builder.load(place(builder, address, 64 * i + 4 * j, I32), align=4))
+
+
+def _row(builder: Any, table: Any, row: Any, delta: Any, j: int) -> Any:
+    """The row of a table of A-bar for channel j and its code at `delta`; see `words_updated`."""
+    code = builder.zext(builder.load(place(builder, delta, j, I8), align=1), I64)
+    at = builder.add(builder.add(table, builder.mul(row, ir.Constant(I64, j))), builder.shl(code, I64(6)))
+    return builder.load(place(builder, at, 0, I32X16), align=4)
+
+
+# --- 16 bits ---
+
+
 @intrinsic
-def no_states(typing: Any) -> Any:
+def no_words(typing: Any) -> Any:
     """All states 0."""
 
     def generate(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-        return _states(context, builder, [ir.Constant(I32X16, None)] * CHANNELS)
+        return _states(context, builder, Words, [ir.Constant(I32X16, None)] * CHANNELS)
 
-    return States(), generate
+    return Words(), generate
 
 
 @intrinsic
-def shifted_right(typing: Any, states: Any, half: Any, count: Any) -> Any:
+def words_right(typing: Any, states: Any, half: Any, count: Any) -> Any:
     """(h + half) >> count, count > 0: nothing leaves its range."""
 
     def generate(context: Any, builder: Any, sig: Any, args: Any) -> Any:
         states, half, count = args
-        return _states(
-            context, builder, [builder.ashr(builder.add(h, half), count) for h in _vectors(builder, states)]
-        )
+        shifted = [builder.ashr(builder.add(h, half), count) for h in _vectors(builder, states)]
+        return _states(context, builder, Words, shifted)
 
-    return States(states, int32x16, int32x16), generate
+    return Words(states, int32x16, int32x16), generate
 
 
 @intrinsic
-def shifted_left(typing: Any, states: Any, count: Any, low: Any, high: Any) -> Any:
+def words_left(typing: Any, states: Any, count: Any, low: Any, high: Any) -> Any:
     """h << count, clamped."""
 
     def generate(context: Any, builder: Any, sig: Any, args: Any) -> Any:
         states, count, low, high = args
         shifted = [_clamp(builder, builder.shl(h, count), low, high) for h in _vectors(builder, states)]
-        return _states(context, builder, shifted)
+        return _states(context, builder, Words, shifted)
 
-    return States(states, int32x16, int32x16, int32x16), generate
+    return Words(states, int32x16, int32x16, int32x16), generate
 
 
 @intrinsic
-def updated(
-    typing: Any, states: Any, numbers: Any, delta: Any, table: Any, row: Any, b: Any, half: Any, right: Any, low: Any,
-    high: Any,
+def words_updated(
+    typing: Any, states: Any, factors: Any, shifts: Any, delta: Any, table: Any, row: Any, b: Any, half: Any,
+    right: Any, low: Any, high: Any,
 ) -> Any:  # fmt: skip
-    """The next states: (half - ((constant + dx * b) >> shift) - (-A-bar) * h) >> right, clamped.
+    """The next states: (half - ((-b) - A-bar * h)) >> right, clamped to low .. high.
 
-    numbers: address of int32 [3, 16], dx, constant and shift of each channel; delta: address of uint8 [16]; table:
-    address of int32 [16, row / 4], rows of -A-bar, 16 each, for each code of delta; b, and dx and -A-bar with it, as
-    pairs of 16 bits (vector.add_pairs).
+    -b is constant + factor * b, clamped to -limit .. limit, shifted left or right, clamped to -(2^30 - 1) .. 2^30 - 1.
+    factors: address of int32 [16], of each channel; shifts: address of int32 [5, 16], constant, right shift, limit,
+    -limit and left shift of each; delta: address of uint8 [16]; table: address of int32 [16, row / 4], rows of -A-bar,
+    16 each, for each code of delta; b, and factors with it, as pairs of 16 bits (vector.add_pairs); -A-bar in 16 bits,
+    twice (exp2.exp2_rows).
     """
 
     def generate(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-        states, numbers, delta, table, row, b, half, right, low, high = args
+        states, factors, shifts, delta, table, row, b, half, right, low, high = args
         if "avx512vnni" not in cpu.available():
             return states
+        most, least = (splat_value(builder, I32(limit)) for limit in ((1 << 30) - 1, 1 - (1 << 30)))
+        low_word = splat_value(builder, I32(65535))
         found = []
         for j, h in enumerate(_vectors(builder, states)):
-            dx, constant, shift = (
-                splat_value(builder, builder.load(place(builder, numbers, 64 * i + 4 * j, I32), align=4))
-                for i in range(3)
-            )
-            acc = shift_right_value(builder, add_pairs_value(builder, constant, dx, b), shift)
-            code = builder.zext(builder.load(place(builder, delta, j, I8), align=1), I64)
-            at = builder.add(builder.add(table, builder.mul(row, ir.Constant(I64, j))), builder.shl(code, I64(6)))
-            acc = add_pairs_value(builder, acc, builder.load(place(builder, at, 0, I32X16), align=4), h)
+            acc = add_pairs_value(builder, _number(builder, shifts, 0, j), _number(builder, factors, 0, j), b)
+            acc = _clamp(builder, acc, _number(builder, shifts, 3, j), _number(builder, shifts, 2, j))
+            acc = builder.shl(acc, _number(builder, shifts, 4, j))
+            acc = _clamp(builder, shift_right_value(builder, acc, _number(builder, shifts, 1, j)), least, most)
+            acc = add_pairs_value(builder, acc, _row(builder, table, row, delta, j), builder.and_(h, low_word))
             found.append(_clamp(builder, shift_right_value(builder, builder.sub(half, acc), right), low, high))
-        return _states(context, builder, found)
+        return _states(context, builder, Words, found)
 
-    return States(states, *[types.int64] * 4, *[int32x16] * 5), generate
+    return Words(states, *[types.int64] * 5, *[int32x16] * 5), generate
+
+
+# --- 8 bits ---
+
+
+@intrinsic
+def no_bytes(typing: Any) -> Any:
+    """All states 0."""
+
+    def generate(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        return _states(context, builder, Bytes, [_splat_byte(128)] * len(Bytes))
+
+    return Bytes(), generate
+
+
+@intrinsic
+def bytes_right(typing: Any, states: Any, constant: Any, count: Any) -> Any:
+    """(h + 128 + constant) >> count in 16 bits; constant in both halves of every lane, count int32."""
+
+    def generate(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        states, constant, count = args
+        if "avx512vnni" not in cpu.available():
+            return states
+        zero = ir.Constant(I32X16, None)
+        constant = builder.bitcast(constant, I16X32)
+        counts = splat_value(builder, builder.trunc(count, I16), I16X32)
+        shifted = []
+        for h in _vectors(builder, states):
+            halves = (unpack_value(builder, 8, half, h, zero) for half in (0, 1))
+            words = [builder.lshr(builder.add(builder.bitcast(x, I16X32), constant), counts) for x in halves]
+            packed = call(builder, "llvm.x86.avx512.packuswb.512", I8X64, *words)
+            shifted.append(builder.bitcast(packed, I32X16))
+        return _states(context, builder, Bytes, shifted)
+
+    return Bytes(states, int32x16, types.int32), generate
+
+
+@intrinsic
+def bytes_left(typing: Any, states: Any, count: Any) -> Any:
+    """h << count, saturated, for counts 0 .. 8, int32."""
+
+    def generate(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        states, count = args
+        if "avx512vnni" not in cpu.available():
+            return states
+        zero, flip = ir.Constant(I32X16, None), _splat_byte(128)
+        counts = splat_value(builder, builder.trunc(builder.sub(I32(8), count), I16), I16X32)
+        shifted = []
+        for h in _vectors(builder, states):
+            halves = (unpack_value(builder, 8, half, zero, builder.xor(h, flip)) for half in (0, 1))
+            words = (builder.ashr(builder.bitcast(x, I16X32), counts) for x in halves)
+            packed = pack_bytes_value(builder, *(builder.bitcast(x, I32X16) for x in words))
+            shifted.append(builder.xor(packed, flip))
+        return _states(context, builder, Bytes, shifted)
+
+    return Bytes(states, types.int32), generate
+
+
+def _byte_update(kind: str) -> Any:
+    """The next states: ~((start + (-b) - A-bar * h) >> right), saturated; start: -half - 1.
+
+    -b is factor * b; or, kind "right", start + (-b) is constant + factor * b, shifted right.  -A-bar * h is
+    -A-bar * (h + 128) and -A-bar * -128.  factors, shifts, delta, table, row, b: see `words_updated`.
+    """
+
+    def generate(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        states, factors, shifts, delta, table, row, b, start, right = args
+        if "avx512vnni" not in cpu.available():
+            return states
+        flip = _splat_byte(127)
+        # a pair is h + 128, from a byte, and -128
+        rest = splat_value(builder, I32(-128 << 16))
+        lowest = ir.Constant(I64, 0x1111111111111111)
+        spread = ir.FunctionType(I32X16, [I32X16, I32X16, I32X16, I64])
+        orders = [ir.Constant(I32X16, [4 * k + i % 4 for i in range(16)]) for k in range(4)]
+        found = []
+        for group, packed in enumerate(_vectors(builder, states)):
+            new = []
+            for k in range(4):
+                j = 4 * group + k
+                h = builder.asm(
+                    spread, "vpshufb $3, $2, $0 {$4}", "=v,0,v,v,^Yk", [rest, packed, orders[k], lowest], False
+                )
+                acc = _number(builder, shifts, 0, j) if kind == "right" else start
+                acc = add_pairs_value(builder, acc, _number(builder, factors, 0, j), b)
+                if kind == "right":
+                    acc = shift_right_value(builder, acc, _number(builder, shifts, 1, j))
+                acc = add_pairs_value(builder, acc, _row(builder, table, row, delta, j), h)
+                new.append(shift_right_value(builder, acc, right))
+            words = (pack_words_value(builder, *new[i : i + 2]) for i in (0, 2))
+            found.append(builder.xor(pack_bytes_value(builder, *words), flip))
+        return _states(context, builder, Bytes, found)
+
+    @intrinsic
+    def updated(
+        typing: Any, states: Any, factors: Any, shifts: Any, delta: Any, table: Any, row: Any, b: Any, start: Any,
+        right: Any,
+    ) -> Any:  # fmt: skip
+        return Bytes(states, *[types.int64] * 5, *[int32x16] * 3), generate
+
+    return updated
+
+
+bytes_updated, bytes_updated_right = _byte_update("left"), _byte_update("right")
 
 
 def _shuffled(builder: Any, a: Any, b: Any, order: list[int]) -> Any:
     return builder.shuffle_vector(a, b, ir.Constant(I32X16, order))
 
 
-def _totals(builder: Any, vectors: list[Any], run: int) -> Any:
-    """Lane j: the sum of the lanes of vector j.  Each round adds neighbours in runs of `run` lanes of two vectors."""
-    while len(vectors) > 1:
+def _totals(builder: Any, vectors: list[Any], runs: list[int]) -> Any:
+    """One vector; each round adds neighbours, in runs of so many lanes, of two vectors."""
+    for run in runs:
         even = [i for i in range(32) if i // run % 2 == 0]
         odd = [i for i in range(32) if i // run % 2 == 1]
         vectors = [
@@ -136,34 +267,36 @@ def _totals(builder: Any, vectors: list[Any], run: int) -> Any:
 
 
 @intrinsic
-def byte_sums(typing: Any, states: Any, c: Any) -> Any:
-    """Lane j: sum of (h + 128) * c over the 8-bit states of channel j; c: in each quarter its four states, 4 times."""
+def byte_sums(typing: Any, states: Any, c: Any, start: Any) -> Any:
+    """Lane j: sum of (h + 128) * c over the states of channel j, and of its lanes of `start`, of j % 4 in each quarter.
+
+    c: in each quarter its four states, 4 times.
+    """
 
     def generate(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-        h, c = _vectors(builder, args[0]), args[1]
+        h, (c, start) = _vectors(builder, args[0]), args[1:]
         if "avx512vnni" not in cpu.available():
             return c
-        flip = splat_value(builder, I32(-2139062144))  # 0x80 in each byte
-        quarters = []
-        for j in range(0, CHANNELS, 4):
-            words = [pack_words_value(builder, h[i], h[i + 1]) for i in (j, j + 2)]
-            packed = builder.xor(pack_bytes_value(builder, *words), flip)
-            quarters.append(add_byte_products_value(builder, ir.Constant(I32X16, None), packed, c))
-        return _totals(builder, quarters, 4)
+        return _totals(builder, [add_byte_products_value(builder, start, packed, c) for packed in h], [4, 4])
 
-    return int32x16(states, int32x16), generate
+    return int32x16(states, int32x16, int32x16), generate
 
 
 @intrinsic
 def word_sums(typing: Any, states: Any, c: Any) -> Any:
-    """Lane j: sum of h * c over the states of channel j, 16 bits each."""
+    """Lane j: sum of h * c over the states of channel j, 16 bits each; c: see `byte_sums`."""
 
     def generate(context: Any, builder: Any, sig: Any, args: Any) -> Any:
         h, c = _vectors(builder, args[0]), args[1]
         if "avx512vnni" not in cpu.available():
             return c
+        # in each quarter its four states as words, twice
+        bytes_ = builder.bitcast(c, ir.VectorType(I8, 64))
+        order = ir.Constant(ir.VectorType(I32, 32), [16 * (i // 8) + i % 4 for i in range(32)])
+        words = builder.sext(builder.shuffle_vector(bytes_, bytes_, order), ir.VectorType(I16, 32))
+        words = builder.bitcast(words, I32X16)
         zero = ir.Constant(I32X16, None)
-        c = builder.and_(c, splat_value(builder, I32(65535)))  # or the signs of h and c, above, would be multiplied too
-        return _totals(builder, [add_pairs_value(builder, zero, state, c) for state in h], 1)
+        packed = [pack_words_value(builder, *h[j : j + 2]) for j in range(0, CHANNELS, 2)]
+        return _totals(builder, [add_pairs_value(builder, zero, pair, words) for pair in packed], [1, 2, 2])
 
     return int32x16(states, int32x16), generate

@@ -162,6 +162,18 @@ def store_bytes(typing: Any, array: Any, i: Any, value: Any) -> Any:
     return types.void(array, types.intp, int32x16), generate
 
 
+@intrinsic
+def load_quarters(typing: Any, address: Any) -> Any:
+    """The 16 bytes at an address: in each quarter of four lanes its own four bytes, 4 times."""
+
+    def generate(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        four = ir.VectorType(I32, 4)
+        value = builder.load(builder.inttoptr(args[0], four.as_pointer()), align=1)
+        return builder.shuffle_vector(value, value, ir.Constant(I32X16, [i // 4 for i in range(16)]))
+
+    return int32x16(types.int64), generate
+
+
 load_int32 = _loader(32, None)  # load(array, i): elements i .. i + 15
 load_uint16 = _loader(16, "zext")  # the same from a uint16 array
 load_int8 = _loader(8, "sext")
@@ -272,16 +284,19 @@ def pack_words_value(builder: Any, a: Any, b: Any) -> Any:
     return builder.bitcast(call(builder, "llvm.x86.avx512.packssdw.512", I16X32, a, b), I32X16)
 
 
-def _unpack(bits: int, half: int) -> Any:
+def unpack_value(builder: Any, bits: int, half: int, a: Any, b: Any) -> Any:
     """Interleaves, in each quarter, the lower (0) or upper (1) half of a and b by pieces of `bits` bits."""
     count = 128 // bits  # in a quarter
+    pieces = ir.VectorType(ir.IntType(bits), 4 * count)
+    firsts = [count * q + half * count // 2 + i for q in range(4) for i in range(count // 2)]
+    order = [place for first in firsts for place in (first, 4 * count + first)]
+    mask = ir.Constant(ir.VectorType(I32, len(order)), order)
+    return builder.bitcast(builder.shuffle_vector(*(builder.bitcast(v, pieces) for v in (a, b)), mask), I32X16)
 
+
+def _unpack(bits: int, half: int) -> Any:
     def unpack(builder: Any, a: Any, b: Any) -> Any:
-        pieces = ir.VectorType(ir.IntType(bits), 4 * count)
-        firsts = [count * q + half * count // 2 + i for q in range(4) for i in range(count // 2)]
-        order = [place for first in firsts for place in (first, 4 * count + first)]
-        mask = ir.Constant(ir.VectorType(I32, len(order)), order)
-        return builder.bitcast(builder.shuffle_vector(*(builder.bitcast(v, pieces) for v in (a, b)), mask), I32X16)
+        return unpack_value(builder, bits, half, a, b)
 
     return unpack
 
@@ -299,6 +314,18 @@ def clamp_pieces(builder: Any, bits: int, value: Any, low: Any, high: Any) -> An
         bound = splat_value(builder, builder.trunc(limit, kind), pieces)
         value = builder.select(builder.icmp_signed(comparison, value, bound), value, bound)
     return builder.bitcast(value, I32X16)
+
+
+@intrinsic
+def twice(typing: Any, a: Any) -> Any:
+    """The lower 16 bits of each lane in both its halves."""
+
+    def generate(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        words = builder.bitcast(args[0], I16X32)
+        order = ir.Constant(ir.VectorType(I32, 32), [i // 2 * 2 for i in range(32)])
+        return builder.bitcast(builder.shuffle_vector(words, words, order), I32X16)
+
+    return int32x16(int32x16), generate
 
 
 @intrinsic
