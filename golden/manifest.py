@@ -11,6 +11,7 @@ import json
 import re
 import zlib
 from collections.abc import Iterator, Sequence
+from json.encoder import encode_basestring_ascii
 from typing import Any
 
 from golden.formats.style import Style
@@ -93,9 +94,17 @@ def tensor_entry(program: Program, name: str, style: Style = PLAIN) -> dict[str,
     }
 
 
-def constant_entry(program: Program, name: str, style: Style = PLAIN) -> dict[str, Any]:
-    """Entry of a constant, without its files."""
-    users = [(op.name, role) for op in program.operators for role, used in op.constants.items() if used == name]
+def constant_users(program: Program) -> dict[str, list[tuple[str, str]]]:
+    """constant -> (operator, role) of each that reads it, in execution order."""
+    users: dict[str, list[tuple[str, str]]] = {name: [] for name in program.constants}
+    for op in program.operators:
+        for role, name in op.constants.items():
+            users[name].append((op.name, role))
+    return users
+
+
+def constant_entry(program: Program, name: str, users: list[tuple[str, str]], style: Style = PLAIN) -> dict[str, Any]:
+    """Entry of a constant, without its files; users: of `constant_users`."""
     constant = program.constants[name]
     return {
         "operators": [operator for operator, _ in users],
@@ -121,6 +130,7 @@ def program_entry(program: Program) -> dict[str, Any]:
 
 def describe(program: Program, style: Style = PLAIN) -> dict[str, Any]:
     """Everything of a manifest that follows from the Program and the style alone (no files, no images)."""
+    users = constant_users(program)
     return {
         "format": FORMAT,
         "version": version_of(style),
@@ -130,7 +140,7 @@ def describe(program: Program, style: Style = PLAIN) -> dict[str, Any]:
         **({} if style.plain else {"layout": style.to_json()}),
         "operators": [op.to_json() for op in program.operators],
         "tensors": {name: tensor_entry(program, name, style) for name in program.tensors},
-        "constants": {name: constant_entry(program, name, style) for name in program.constants},
+        "constants": {name: constant_entry(program, name, users[name], style) for name in program.constants},
     }
 
 
@@ -218,12 +228,14 @@ def rendered(value: Any) -> Iterator[str]:
 
 
 def _render(value: Any, depth: int) -> str:
+    if isinstance(value, str):  # most of what there is
+        return encode_basestring_ascii(value)
     compound = (dict, list)
     if not isinstance(value, compound) or not value:
         return json.dumps(value, ensure_ascii=True)
     pad, end = " " * (depth + 1), " " * depth
     if isinstance(value, dict):
-        fields = [f"{pad}{json.dumps(key)}: {_render(item, depth + 1)}" for key, item in value.items()]
+        fields = [f"{pad}{encode_basestring_ascii(key)}: {_render(item, depth + 1)}" for key, item in value.items()]
         return "{\n" + ",\n".join(fields) + f"\n{end}}}"
     if set(compound) & set(map(type, value)) and any(isinstance(item, compound) and item for item in value):
         return "[\n" + ",\n".join(pad + _render(item, depth + 1) for item in value) + f"\n{end}]"

@@ -214,7 +214,7 @@ def test_tiles_are_released(monkeypatch: pytest.MonkeyPatch) -> None:
     program = random_program(1, dataclasses.replace(SIZE, image=(17, 21, 3), inner=64, width=64))
     engine = Engine(program, threads=1)
     assert any(isinstance(getattr(k, "weights", None), tiles.TileWeights) for k in engine._kernels)
-    state = dot.aligned(64)
+    state = memory.aligned(np.zeros(64, dtype=np.int8))
     configured(memory.address_of(state), True)
     assert state.any()
     engine.run(images_for(program, 1))
@@ -662,9 +662,10 @@ def test_scans(rounding: str, lowest: int, states: int, channels: int) -> None:
         found = []
         for method in (scan.TRACED, *methods):
             for clamps in (0, 1)[lowest < -scan.HARMLESS_LEFT :]:
-                y = np.ones((batch, tokens, channels), dtype=np.int8)
+                made = [np.ones((batch, tokens, channels), dtype=t) for t in (np.int8, np.int16, np.int32)]
                 sizes = [batch, tokens, channels, states, method, clamps]
-                outputs = [memory.address_of(y), *[0] * 6]
+                y, dx, y_acc = map(memory.address_of, made)
+                outputs = [y, dx, 0, 0, 0, 0, y_acc]
                 numbers = [*inputs, *outputs, *sizes, *constants, m, mode, *ranges, 2, bits // 8, 1]
                 step = np.array([scan.Scan.code, *numbers], dtype=np.int64)
                 one = [np.array(n, dtype=np.int64) for n in ([0, len(step)], [0], [[0, 1, 0, channels]], [0, 1])]
@@ -673,10 +674,11 @@ def test_scans(rounding: str, lowest: int, states: int, channels: int) -> None:
                 addresses = [*map(memory.address_of, (step, *one)), 1, memory.address_of(marks), at + -at % 64]
                 ticket = np.array([1, *addresses], dtype=np.int64)
                 run.run(memory.address_of(group), memory.address_of(ticket), 0)
-                found.append(y)
-        assert not (found[0] == 1).all()
-        for y in found[1:]:
-            assert np.array_equal(found[0], y)
+                found.append(made)
+        assert not any((array == 1).all() for array in found[0])
+        for made in found[1:]:
+            for wanted, array in zip(found[0], made, strict=True):
+                assert np.array_equal(wanted, array)
 
 
 @numba.njit
@@ -730,7 +732,10 @@ def test_products_in_tiles() -> None:
             columns = np.concatenate([rng.permutation(outputs), np.full(-outputs % 16, -1)])
             w = tiles.TileWeights(weight, bias, column_shift, columns)
             planes.add(w.planes)
-            out, sums = np.zeros((rows, len(columns)), dtype=np.int32), dot.aligned(32 * 32 * 4)
+            out, sums = (
+                np.zeros((rows, len(columns)), dtype=np.int32),
+                memory.aligned(np.zeros(32 * 32 * 4, dtype=np.int8)),
+            )
             numbers = np.array(w.arguments(), dtype=np.int64)
             tile_sums_of(numbers, memory.address_of(x), rows, memory.address_of(sums), out)
             wanted = bias + x[:rows, :inputs].astype(np.int64) @ (weight.astype(np.int64).T << column_shift[:, None])
@@ -765,7 +770,8 @@ def test_products(path: str) -> None:
             columns = np.concatenate([rng.permutation(outputs), np.full(-outputs % 16, -1)])
             w = dot.Weights(path, weight, bias, column_shift, columns)
             numbers = np.array(w.arguments(), dtype=np.int64)
-            packed, tile = dot.aligned(16 * w.depth * 4 + inputs + 256), dot.aligned(4 * 64 * 4)
+            sizes = 16 * w.depth * 4 + inputs + 256, 4 * 64 * 4
+            packed, tile = (memory.aligned(np.zeros(size, dtype=np.int8)) for size in sizes)
             out = np.zeros((rows, len(columns)), dtype=np.int32)
             sums_of(numbers, memory.address_of(x), rows, memory.address_of(packed), memory.address_of(tile), out)
             wanted = bias + x.astype(np.int64) @ (weight.astype(np.int64).T << column_shift[:, None])

@@ -21,6 +21,7 @@ import json
 import os
 import platform
 import shlex
+import shutil
 import statistics
 import subprocess
 import sys
@@ -464,7 +465,8 @@ class Bench:
             for i in range(1 + self.plan.repeats):  # the first is the warm-up
                 out = folder / f"bundle{i}"
                 runs.append(command(["golden", "--model", str(model), "--images", str(image), "--out", str(out)]))
-            written = [path.stat().st_size for path in out.rglob("*") if path.is_file()]
+                written = [path.stat().st_size for path in out.rglob("*") if path.is_file()]
+                shutil.rmtree(out)  # or the system would still write it while the next one is timed
         size = self.plan.sizes["tiny"]
         shape = (size.patches + 1, size.inner, size.states)
         rng = np.random.default_rng(0)

@@ -7,8 +7,9 @@ Stages (`--stages`):
 
 * `tests`: the tests that need CUDA, by pytest;
 * `embedded`: the embedded model (or `--model`), `--count` test images, every tensor, plain and fast form;
-  of each of these, and of `random`, the engine also runs without a tap inside its operators, on its fused kernels:
-  what operators read must be the same (`untapped` in the report, not counted among `elements`);
+  of each of these, and of `random`, the engine also runs without another tap inside its operators, on its fused
+  kernels: what operators read, and a scan's dx and y_acc, must be the same (`untapped` in the report, not counted among
+  `elements`);
 * `logits`: the same images through the whole-batch CUDA graph, against the engine's logits;
 * `random`: random Programs of Vim-Tiny, Small and Base at 224, `--photos-count` images, every tensor: Tiny in both
   profiles and all rounding modes, Small and Base in both profiles with two modes each, so that all occur;
@@ -237,8 +238,8 @@ class Given:
 def every_tensor(check: Check, title: str, program: Program, images: Array) -> bool:
     """Compares every tensor of `images` in all forms with one run of the engine; False if time ran out.
 
-    What operators read is also compared with a run of the engine that has no other tap.  The engine works on the next
-    piece while this one is compared.
+    What the engine's fused kernels make (what operators read, and a scan's dx and y_acc) is also compared with a run
+    that has no other tap.  The engine works on the next piece while this one is compared.
     """
     args = check.args
     held = sum(int(np.prod(t.shape)) * t.dtype.itemsize for t in program.tensors.values())
@@ -252,7 +253,8 @@ def every_tensor(check: Check, title: str, program: Program, images: Array) -> b
     fakes = {form: FakeQuant(program, args.device, fast=form == "fast") for form in args.forms}
     engine = Engine(program)
     names = list(program.tensors)
-    read = {name for op in program.operators for name in op.inputs.values()} | {program.logits}
+    fused = {name for op in program.operators for name in op.inputs.values()} | {program.logits}
+    fused |= {op.tensor(port) for op in program.operators if op.kind == "scan" for port in ("dx", "y_acc")}
     with ThreadPoolExecutor(1) as pool:
         pending = pool.submit(engine.run, images[first : first + step], names)
         for start in starts:
@@ -263,7 +265,7 @@ def every_tensor(check: Check, title: str, program: Program, images: Array) -> b
                 if run["images"] != start:
                     continue
                 if form == UNTAPPED:
-                    add_untapped(run, engine, piece, {name: results[name] for name in names if name in read})
+                    add_untapped(run, engine, piece, {name: results[name] for name in names if name in fused})
                 else:
                     given = Given(engine, piece, results)
                     found = compare(program, piece, batch=step, reference=given, candidate=fakes[form], memory=2 * HELD)

@@ -9,7 +9,7 @@ from numpy.typing import DTypeLike
 
 from intsim.kernels import cpu
 from intsim.kernels.common import MODES
-from intsim.kernels.memory import address_of
+from intsim.kernels.memory import address_of, aligned
 from intsim.program import Array, Operator, Program, Tensor
 
 
@@ -60,10 +60,10 @@ class Kernel:
         return ()
 
     def keep(self, array: Array) -> int:
-        """Address of an array that lives as long as this kernel."""
-        assert array.flags.c_contiguous
-        self.kept.append(array)
-        return address_of(array)
+        """Address, a multiple of 64, of a copy of an array that lives as long as this kernel."""
+        copy = aligned(array)
+        self.kept.append(copy)
+        return address_of(copy)
 
     def constant(self, role: str, dtype: DTypeLike) -> Array:
         """The integers of a constant, as a new contiguous array."""

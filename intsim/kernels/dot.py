@@ -28,7 +28,7 @@ from numba.extending import intrinsic as numba_intrinsic
 
 from intsim.kernels import cpu
 from intsim.kernels.common import kernel
-from intsim.kernels.memory import address_of, int8_at, int16_at, int32_at
+from intsim.kernels.memory import address_of, aligned, int8_at, int16_at, int32_at
 from intsim.kernels.vector import I1, I8X64, I16, I16X32, I32, I32X16, I64, call, clamp_pieces, splat_value
 from intsim.program import Array
 
@@ -68,8 +68,7 @@ class Weights:
         real_rows, real_columns = columns >= 0, self.order >= 0
         whole[np.ix_(real_rows, real_columns)] = weight[np.ix_(columns[real_rows], self.order[real_columns])]
         packed = whole.reshape(self.columns // 16, 16, self.depth, pieces).transpose(0, 2, 1, 3)
-        self.packed = aligned(packed.size * packed.itemsize).view(bits)
-        self.packed[:] = packed.reshape(-1)
+        self.packed = aligned(packed)
         self.bias = np.zeros(self.columns, dtype=np.int32)
         self.bias[real_rows] = bias[columns[real_rows]]
         self.start = np.zeros(self.columns, dtype=np.int32)  # the sums' first values
@@ -91,6 +90,7 @@ class Weights:
         self.bytes_order = (whole_order & 127).astype(np.uint8)
         from_pair = (whole_order.reshape(blocks, 1, 64) >> 7) == np.arange(self.pairs)[:, None]
         self.masks = np.packbits(from_pair, axis=2, bitorder="little").reshape(-1).view(np.int64)
+        self.start, self.bias, self.bytes_order = aligned(self.start), aligned(self.bias), aligned(self.bytes_order)
         self.kept = [self.order, self.packed, self.start, self.ends, self.bias, self.bytes_order, self.masks]
         self.row_bytes = self.depth * 4
 
@@ -115,13 +115,6 @@ class Weights:
 
 PATH, WIDE, INPUTS, DEPTH, ORDER, PACKED, START, ENDS, GROUPS, VECTORS, BIAS, BYTES_ORDER, MASKS = range(13)
 ARGUMENTS = 13
-
-
-def aligned(size: int) -> Array:
-    """A new int8 array on a 64-byte boundary."""
-    raw = np.zeros(size + 64, dtype=np.int8)
-    at = -address_of(raw) % 64
-    return raw[at : at + size]
 
 
 @kernel

@@ -18,6 +18,7 @@ from numba.core import cgutils
 from numba.extending import intrinsic as numba_intrinsic
 
 from intsim.kernels.common import kernel
+from intsim.program import Array
 
 intrinsic: Any = numba_intrinsic  # its stub does not know what it returns
 
@@ -28,6 +29,15 @@ def address_of(array: Any) -> int:
         return ctypes.addressof(ctypes.c_char.from_buffer(array))
     except (TypeError, ValueError):  # it may not be written, or is empty; this takes four times as long
         return int(array.__array_interface__["data"][0])
+
+
+def aligned(array: Array) -> Array:
+    """A copy [size] of an array on a 64-byte boundary: a line of the cache, and a vector of 512 bits."""
+    raw = np.empty(array.nbytes + 64, dtype=np.uint8)
+    at = -address_of(raw) % 64
+    copy = raw[at : at + array.nbytes].view(array.dtype)
+    copy[:] = array.reshape(-1)
+    return copy
 
 
 @intrinsic

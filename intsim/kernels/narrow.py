@@ -14,7 +14,7 @@ from intsim.arithmetic import limits
 from intsim.kernels.base import Argument, In, Kernel, Out
 from intsim.kernels.common import kernel, round_shift, saturate
 from intsim.kernels.exp2 import exp2
-from intsim.kernels.memory import fetch_add, int8_at, int16_at, int32_at, int64_at, uint8_at
+from intsim.kernels.memory import address_of, fetch_add, int8_at, int16_at, int32_at, int64_at, uint8_at
 from intsim.kernels.scan import (
     ABAR,
     ABAR_SIZE,
@@ -73,7 +73,7 @@ class Narrow(Kernel):
     def register(self, port: str) -> list[Argument]:
         """[bits, how, bytes, address of the count] of an accumulator."""
         declared = self.tensor(port)
-        count = self.keep(self.overflows) + 8 * self.registers.index(port)
+        count = address_of(self.overflows) + 8 * self.registers.index(port)
         return [declared.bits, HOW[declared.overflow], declared.dtype.itemsize, count]
 
     def inner(self) -> Collection[str]:

@@ -2,9 +2,10 @@
 """scan (SPEC 5.7): the selective scan.
 
 Three kernels give the same integers.  `scan_traced` is SPEC 5.7 line by line in 64 bits and can store every internal
-tensor; it also runs what the others cannot.  `scan_lanes` makes only `y`: 16 states in a vector, a block of channels
-for each token, so that consecutive updates do not wait for each other, and rows of A-bar kept for each (channel, delta
-code) that has occurred.  `scan_avx512` does the same with fewer instructions, where the CPU and the Program allow it.
+tensor; it also runs what the others cannot.  `scan_lanes` stores nothing that has an element for each state: 16 states
+in a vector, a block of channels for each token, so that consecutive updates do not wait for each other, and rows of
+A-bar kept for each (channel, delta code) that has occurred.  `scan_avx512` does the same with far fewer instructions,
+where the CPU and the Program allow it.
 """
 
 from __future__ import annotations
@@ -109,7 +110,7 @@ def scan(a, start, stop, scratch):
     """The channels start .. stop - 1 of all images, start a multiple of BLOCK.  a: Scan.arguments()."""
     for first in range(start, stop, BLOCK):
         last = min(first + BLOCK, stop)
-        if a[METHOD] == TRACED or a[DX] or a[ABAR] or a[B_OUT] or a[ACC] or a[H] or a[Y_ACC]:
+        if a[METHOD] == TRACED or not a[Y] or a[ABAR] or a[B_OUT] or a[ACC] or a[H]:
             scan_traced(a, first, last)
         elif a[METHOD] == VECTOR:
             scan_lanes(a, first, last, scratch)
@@ -181,7 +182,7 @@ def scan_traced(a, start, stop):
 
 @kernel
 def scan_lanes(a, start, stop, scratch):
-    """`y` for the channels start .. stop - 1, at most BLOCK, of all images.
+    """`y` and, if wanted, `dx` and `y_acc` for the channels start .. stop - 1, at most BLOCK, of all images.
 
     Needs b_shift + token_shift >= -LARGEST_LEFT; CLAMPS: 1 if it goes below -HARMLESS_LEFT, so that b may reach its
     limits.  A left shift by s is then clamped before it, to -2^(30-s) .. 2^(30-s), and after it.
@@ -243,6 +244,10 @@ def scan_lanes(a, start, stop, scratch):
                     some[j] = min(r, 1)
             for j in range(block):
                 dx[j] = np.int32(delta_row[j]) * np.int32(u_row[j])
+            if a[DX]:
+                dx_row = int16_at(a[DX] + 2 * (row_of * channels + start), block)
+                for j in range(block):
+                    dx_row[j] = dx[j]
             if not clamps:
                 for j in range(block):
                     dx[j] = dx[j] << (up[j] & 31)
@@ -311,6 +316,8 @@ def scan_lanes(a, start, stop, scratch):
             y_shift_row = y_shift[start:stop]
             for j in range(block):
                 y_acc = np.int32(np.int32(d_row[j] * np.int32(u_row[j])) + np.int32(total[j] << left))
+                if a[Y_ACC]:
+                    int32_at(a[Y_ACC] + 4 * (row_of * channels + start), block)[j] = y_acc
                 s64 = np.int64(y_shift_row[j]) + y_row_shift[t]
                 target[j] = saturate(round_shift(np.int64(y_acc), s64, mode), y_low, y_high)
 
@@ -367,9 +374,9 @@ def see_codes(a, start, block, seen):
 
 @kernel
 def scan_avx512(a, start, stop, scratch):
-    """`y` for the channels start .. stop - 1, at most BLOCK, of all images; at most 16 states, half_up or floor.
+    """`y`, and `dx` and `y_acc` if wanted, for the channels start .. stop - 1, at most BLOCK, of all images.
 
-    The products of an update are sums of two 16-bit products (vector.add_pairs):
+    At most 16 states, half_up or floor.  The products of an update are sums of two 16-bit products (vector.add_pairs):
 
     * dx * B << s: (low 8 bits of dx << s) * B + (the bits above) * (B << 8); see `write_factors`.
     * A-bar reaches 2^15 and does not fit, but -A-bar does; so it is -acc = -A-bar * h - b that is summed, and
@@ -402,7 +409,7 @@ def scan_avx512(a, start, stop, scratch):
             if states < 16:
                 b = widened(b, states, states, count, copies + 2 * SOME * 16)
                 c = widened(c, states, states, count, copies + 3 * SOME * 16)
-            write_factors(a, start, first, count, delta, u, width, factors)
+            write_factors(a, start, block, row, first, count, delta, u, width, factors)
             if bytes_:
                 h = update_bytes(a, h, start, first, count, delta, width, b, c, scratch, factors, shifts, sums)
             else:
@@ -491,8 +498,9 @@ def widened(source, width, n, count, target):
 
 
 @kernel
-def write_factors(a, start, first, count, delta, u, width, factors):
-    """-dx << s of 16 channels, in two words (vector.add_pairs), for each of `count` tokens from `first` on.
+def write_factors(a, start, block, row, first, count, delta, u, width, factors):
+    """-dx << s of 16 channels, in two words (vector.add_pairs), for each of `count` tokens from `first` on.  `dx`, if
+    wanted, of `block` channels, in the rows from `row` on.
 
     s = 0 for states of more than 8 bits, else max(-b_shift - token_shift, 0); and then it is clamped to -2^23 ..
     2^23 - 1, which changes no state: |A-bar * h| is at most 2^22, and if |dx << s|, and so also |b| but for B = 0, is
@@ -508,6 +516,8 @@ def write_factors(a, start, first, count, delta, u, width, factors):
         up = v.minimum(v.maximum(v.sub(zero, shift), zero), most)
         limit = v.lshr(full, up)
         dx = v.mul(v.load_uint8(uint8_at(delta + width * k, 16), 0), v.load_int8(int8_at(u + width * k, 16), 0))
+        if a[DX]:
+            store_lanes(a[DX] + 2 * ((row + k) * a[CHANNELS] + start), 2, block, dx)
         dx = v.maximum(v.minimum(v.sub(zero, dx), limit), v.sub(zero, limit))
         dx = v.minimum(v.shl(dx, up), highest)
         v.store_int32(target, 16 * k, v.bit_or(v.shl(v.bit_and(dx, above), eight), v.bit_and(dx, byte)))
@@ -532,7 +542,10 @@ def write_shifts(b_shift, start, left, mode, begin, shifts):
 
 @kernel
 def write_y(a, start, block, row, first, count, u, width, sums):
-    """`y` of `count` tokens from `first` on, in the rows from `row` on, from sums int32 [count, 16] of h * C."""
+    """`y`, and `y_acc` if wanted, of `count` tokens from `first` on, in the rows from `row` on.
+
+    sums: of h * C, int32 [count, 16].
+    """
     tokens, channels, mode = a[TOKENS], a[CHANNELS], a[MODE]
     token_shift, y_row_shift = int64_at(a[TOKEN_SHIFT], tokens), int64_at(a[Y_ROW_SHIFT], tokens)
     y_shift = v.load_int32(int32_at(a[Y_SHIFT], start + 16), start)
@@ -542,6 +555,8 @@ def write_y(a, start, block, row, first, count, u, width, sums):
         t = first + k
         factor = v.load_int8(int8_at(u + width * k, 16), 0)
         acc = v.add(v.mul(d, factor), v.shl(v.load_int32(sums, 16 * k), v.splat(np.int32(token_shift[t]))))
+        if a[Y_ACC]:
+            store_lanes(a[Y_ACC] + 4 * ((row + k) * channels + start), 4, block, acc)
         shift = v.add(y_shift, v.splat(np.int32(y_row_shift[t])))
         half = half_lanes(v.maximum(shift, zero), mode)
         y = requantize_lanes(acc, shift, half, mode, a[Y_LOW], a[Y_HIGH], a[NARROW])

@@ -22,8 +22,8 @@ from numba.core import cgutils
 from numba.extending import intrinsic as numba_intrinsic
 
 from intsim.kernels import cpu
-from intsim.kernels.dot import START, WIDE, aligned, finish_row, place
-from intsim.kernels.memory import address_of
+from intsim.kernels.dot import START, WIDE, finish_row, place
+from intsim.kernels.memory import address_of, aligned
 from intsim.kernels.vector import I8X64, I32X16, I64
 from intsim.program import Array
 
@@ -57,9 +57,8 @@ class TileWeights:
         for i, plane in enumerate(planes):
             whole[: self.columns, i, : self.inputs][real] = plane[columns[real]]
         packed = whole.reshape(vectors, SIDE, self.planes, self.depth, SIDE, 4).transpose(0, 2, 3, 4, 1, 5)
-        self.packed = aligned(packed.size)
-        self.packed[:] = packed.reshape(-1)
-        self.bias = np.zeros(self.columns, dtype=np.int32)
+        self.packed = aligned(packed)
+        self.bias = aligned(np.zeros(self.columns, dtype=np.int32))
         self.bias[real] = bias[columns[real]]
         self.kept = [self.packed, self.bias]
         self.row_bytes = self.depth * BYTES
