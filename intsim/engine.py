@@ -45,8 +45,8 @@ class Engine:
             raise UserError(f"threads is {threads}, must be at least 1")
         self.program = program
         self.threads = available_threads() if threads is None else threads
-        self._workers = Workers(self.threads)
         self._kernels = [bind(program, op) for op in program.operators]
+        self._workers = Workers(self.threads, narrow(self._kernels))
         self._plans: dict[tuple[int, frozenset[str]], Plan] = {}
         self._lock = threading.Lock()
 
@@ -122,8 +122,13 @@ def bind(program: Program, op: Operator) -> Kernel:
     """The kernel of an operator.  Raises ProgramError if there is none."""
     if op.kind not in KERNELS:
         raise ProgramError(f"operator {op.name}: there is no kernel for the kind {op.kind!r}")
-    narrow = any(program.tensors[op.tensor(port)].overflow is not None for port in op.outputs)
-    return NARROW[op.kind](program, op) if narrow else KERNELS[op.kind](program, op)
+    kinds = NARROW if any(program.tensors[op.tensor(port)].overflow is not None for port in op.outputs) else KERNELS
+    return kinds[op.kind](program, op)
+
+
+def narrow(kernels: Iterable[Kernel]) -> int | None:
+    """Of `Workers`: whether one of these has a narrow accumulator."""
+    return 1 if any(isinstance(k, Narrow) for k in kernels) else None
 
 
 Bound = Callable[[Mapping[str, Array], Collection[str]], dict[str, Array]]
@@ -136,7 +141,7 @@ def bind_operator(program: Program, op: Operator, threads: int | None = None) ->
     wanted, and returns those by tensor name.
     """
     kernel = bind(program, op)
-    workers = Workers(available_threads() if threads is None else threads)
+    workers = Workers(available_threads() if threads is None else threads, narrow([kernel]))
     plans: dict[tuple[int, tuple[str, ...]], tuple[dict[str, tuple[tuple[int, ...], Any]], Plan | None]] = {}
     first = next(iter(op.inputs.values()))
 

@@ -40,10 +40,14 @@ def allowed_cpus() -> set[int]:
 
 
 class Workers:
-    """A group of `threads` threads: the caller's, and helpers, which sleep when there was nothing to do for a while."""
+    """A group of `threads` threads: the caller's, and helpers, which sleep when there was nothing to do for a while.
 
-    def __init__(self, threads: int):
+    narrow: of `kernels.run`, for all that it will run.
+    """
+
+    def __init__(self, threads: int, narrow: int | None = None):
         self.threads = threads
+        self.narrow = narrow
         self._process = 0
         self._calls: Calls = SimpleQueue()
         self._group = make_group(threads, allowed_cpus())
@@ -56,7 +60,7 @@ class Workers:
                 self._start()
             for _ in range(self.threads - 1 - int(self._group[AWAKE]) - self._calls.qsize()):
                 self._calls.put(True)
-        run(self._address, ticket, 0)
+        run(self._address, ticket, 0, self.narrow)
 
     def _start(self) -> None:
         self._process = os.getpid()
@@ -65,15 +69,17 @@ class Workers:
         self._group = group = make_group(self.threads, allowed_cpus())
         self._address = address_of(group)
         for thread in range(1, self.threads):
-            threading.Thread(target=help_out, args=(calls, group, thread), name="intsim", daemon=True).start()
+            threading.Thread(
+                target=help_out, args=(calls, group, thread, self.narrow), name="intsim", daemon=True
+            ).start()
         weakref.finalize(self, dismiss, calls, self.threads - 1)
 
 
-def help_out(calls: Calls, group: Array, thread: int) -> None:
+def help_out(calls: Calls, group: Array, thread: int, narrow: int | None) -> None:
     """What a helper does until it is dismissed."""
     while calls.get():
         with contextlib.suppress(Exception):  # it cannot be compiled: the caller's thread meets and tells that
-            run(address_of(group), 0, thread)
+            run(address_of(group), 0, thread, narrow)
 
 
 def dismiss(calls: Calls, helpers: int) -> None:

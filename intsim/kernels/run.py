@@ -41,7 +41,7 @@ THREADS, STEPS, BEGINS, CHAINS, TASKS, PHASES, LEVELS, MARKS, SCRATCH = range(9)
 
 
 @kernel
-def run(group, ticket, thread):
+def run(group, ticket, thread, narrow):
     """What one thread of a group does: thread 0 leads a run and returns when all is done; a helper takes part in every
     run that it hears of, and returns when there was none for a while.
 
@@ -50,7 +50,8 @@ def run(group, ticket, thread):
     step begins), chains (steps of the chains, one after the other), tasks [tasks, 4] (first and behind the last place
     in `chains`, first and behind the last row) and phases [phases + 1] (first task of each), all int64; how many
     phases; address of int64 [phases * COUNTERS], of each phase the tasks taken and the tasks done; for each thread the
-    address of its scratch memory.
+    address of its scratch memory.  narrow: an int64 of any value if there may be narrow accumulators, else None; their
+    kernels, a fifth of the code, are then not compiled.
 
     Helpers come in while the door is open: DOOR counts them, LEFT those that left again.  Thread 0 closes it when all
     is done, and waits for those who are in; behind a closed door no helper touches anything of a run.  A thread that
@@ -115,16 +116,17 @@ def run(group, ticket, thread):
                                 rmsnorm(a, start, stop, scratch)
                             elif code == 9:
                                 scan(a, start, stop, scratch)
-                            elif code == 10:
-                                narrow_linear(a, start, stop, scratch)
-                            elif code == 11:
-                                narrow_patch_embed(a, start, stop, scratch)
-                            elif code == 12:
-                                narrow_conv1d(a, start, stop)
-                            elif code == 13:
-                                narrow_gate(a, start, stop)
-                            elif code == 14:
-                                narrow_scan(a, start, stop)
+                            elif narrow is not None:
+                                if code == 10:
+                                    narrow_linear(a, start, stop, scratch)
+                                elif code == 11:
+                                    narrow_patch_embed(a, start, stop, scratch)
+                                elif code == 12:
+                                    narrow_conv1d(a, start, stop)
+                                elif code == 13:
+                                    narrow_gate(a, start, stop)
+                                elif code == 14:
+                                    narrow_scan(a, start, stop)
                         fetch_add(marks, phase * COUNTERS + 8, 1)
                     wait_for(marks, phase * COUNTERS + 8, count)
         if thread == 0:
@@ -207,4 +209,3 @@ def wait_for(counters, i, count):
         looks += 1
         if looks > PATIENCE:
             give_way()
-
