@@ -75,9 +75,9 @@ class Scan(Kernel):
         self.method = TRACED
         if least >= -LARGEST_LEFT and rom.min() >= 0 and rom.max() <= 1 << 17:
             self.method = VECTOR
-            simple = states <= 16 and self.mode <= 1 and packed is not None
-            simple = simple and (h.bits > 8 or limits(h.bits, h.signed) == (-128, 127))
-            if self.path in cpu.WIDE and simple and most <= LARGEST_RIGHT:
+            simple = states <= 16 and self.mode <= 1 and packed is not None and most <= LARGEST_RIGHT
+            whole_bytes = h.bits > 8 or limits(h.bits, h.signed) == (-128, 127)
+            if self.path in cpu.WIDE and simple and whole_bytes:
                 self.method = AVX512
         self.clamps = int(least < -HARMLESS_LEFT)
         self.numbers = [
@@ -432,8 +432,6 @@ def update_bytes(a, h, start, first, count, delta, width, b_rows, c_rows, table,
     written = int32_at(sums, count * 16)
     right = v.splat(np.int32(m))
     begin = v.bit_xor(half_lanes(right, mode), v.splat(np.int32(-1)))  # -half - 1
-    word, flip = v.splat(np.int32(65535)), v.splat(np.int32(-2139062144))  # 0x80 in each byte
-    zero, high_byte = v.splat(np.int32(0)), v.splat(np.int32(24))
     for k in range(count):
         left = token_shift[first + k]
         step = left - token_shift[max(first + k - 1, 0)]
@@ -443,8 +441,7 @@ def update_bytes(a, h, start, first, count, delta, width, b_rows, c_rows, table,
             h = bytes_right(h, v.splat(np.int32(constant * 65537)), np.int32(step))
         elif step < 0:
             h = bytes_left(h, np.int32(min(-step, 8)))
-        b = v.load_int8(int8_at(b_rows + 16 * k, 16), 0)
-        b = v.bit_or(v.bit_and(b, word), v.shl(b, high_byte))
+        b = pairs_of(b_rows + 16 * k)
         if most + left > 0:
             if step != 0 or k == 0:
                 write_shifts(b_shift, start, left, mode, begin, shifts)
@@ -453,8 +450,7 @@ def update_bytes(a, h, start, first, count, delta, width, b_rows, c_rows, table,
             )
         else:
             h = bytes_updated(h, factors + 64 * k, 0, delta + width * k, table, TABLE * 4, b, begin, right)
-        c = v.load_quarters(c_rows + 16 * k)
-        v.store_int32(written, 16 * k, byte_sums(h, c, v.sub(zero, v.add_byte_products(zero, flip, c))))
+        v.store_int32(written, 16 * k, byte_sums(h, v.load_quarters(c_rows + 16 * k)))
     return h
 
 
@@ -466,7 +462,7 @@ def update_words(a, h, start, first, count, delta, width, b_rows, c_rows, table,
     written = int32_at(sums, count * 16)
     low, high, right = v.splat(np.int32(a[H_LOW])), v.splat(np.int32(a[H_HIGH])), v.splat(np.int32(m))
     half = half_lanes(right, mode)
-    word, high_byte, zero = v.splat(np.int32(65535)), v.splat(np.int32(24)), v.splat(np.int32(0))
+    zero = v.splat(np.int32(0))
     for k in range(count):
         left = token_shift[first + k]
         step = left - token_shift[max(first + k - 1, 0)]
@@ -477,13 +473,19 @@ def update_words(a, h, start, first, count, delta, width, b_rows, c_rows, table,
             h = words_left(h, v.splat(np.int32(-step)), low, high)
         if step != 0 or k == 0:
             write_shifts(b_shift, start, left, mode, zero, shifts)
-        b = v.load_int8(int8_at(b_rows + 16 * k, 16), 0)
-        b = v.bit_or(v.bit_and(b, word), v.shl(b, high_byte))
+        b = pairs_of(b_rows + 16 * k)
         h = words_updated(
             h, factors + 64 * k, address_in(shifts, 0), delta + width * k, table, TABLE * 4, b, half, right, low, high
         )
         v.store_int32(written, 16 * k, word_sums(h, v.load_quarters(c_rows + 16 * k)))
     return h
+
+
+@kernel
+def pairs_of(row):
+    """The 16 bytes B at the address `row` as pairs of words, B and B << 8 (vector.add_pairs)."""
+    b = v.load_int8(int8_at(row, 16), 0)
+    return v.bit_or(v.bit_and(b, v.splat(np.int32(65535))), v.shl(b, v.splat(np.int32(24))))
 
 
 @kernel

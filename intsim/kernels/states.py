@@ -267,19 +267,18 @@ def _totals(builder: Any, vectors: list[Any], runs: list[int]) -> Any:
 
 
 @intrinsic
-def byte_sums(typing: Any, states: Any, c: Any, start: Any) -> Any:
-    """Lane j: sum of (h + 128) * c over the states of channel j, and of its lanes of `start`, of j % 4 in each quarter.
-
-    c: in each quarter its four states, 4 times.
-    """
+def byte_sums(typing: Any, states: Any, c: Any) -> Any:
+    """Lane j: sum of h * c over the states of channel j; c: in each quarter its four states, 4 times."""
 
     def generate(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-        h, (c, start) = _vectors(builder, args[0]), args[1:]
+        h, c = _vectors(builder, args[0]), args[1]
         if "avx512vnni" not in cpu.available():
             return c
+        zero = ir.Constant(I32X16, None)
+        start = builder.sub(zero, add_byte_products_value(builder, zero, _splat_byte(128), c))  # for 128 of h + 128
         return _totals(builder, [add_byte_products_value(builder, start, packed, c) for packed in h], [4, 4])
 
-    return int32x16(states, int32x16, int32x16), generate
+    return int32x16(states, int32x16), generate
 
 
 @intrinsic
@@ -291,10 +290,9 @@ def word_sums(typing: Any, states: Any, c: Any) -> Any:
         if "avx512vnni" not in cpu.available():
             return c
         # in each quarter its four states as words, twice
-        bytes_ = builder.bitcast(c, ir.VectorType(I8, 64))
+        bytes_ = builder.bitcast(c, I8X64)
         order = ir.Constant(ir.VectorType(I32, 32), [16 * (i // 8) + i % 4 for i in range(32)])
-        words = builder.sext(builder.shuffle_vector(bytes_, bytes_, order), ir.VectorType(I16, 32))
-        words = builder.bitcast(words, I32X16)
+        words = builder.bitcast(builder.sext(builder.shuffle_vector(bytes_, bytes_, order), I16X32), I32X16)
         zero = ir.Constant(I32X16, None)
         packed = [pack_words_value(builder, *h[j : j + 2]) for j in range(0, CHANNELS, 2)]
         return _totals(builder, [add_pairs_value(builder, zero, pair, words) for pair in packed], [1, 2, 2])
