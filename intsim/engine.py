@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -21,7 +21,8 @@ from intsim.errors import ProgramError, UserError
 from intsim.kernels import KERNELS
 from intsim.kernels.base import Kernel
 from intsim.kernels.narrow import NARROW, Narrow
-from intsim.plan import Plan, Workers, allowed_cpus
+from intsim.kernels.scan import VECTOR, Scan
+from intsim.plan import Plan, Rare, Workers, allowed_cpus
 from intsim.program import Array, Operator, Program
 from intsim.taps import select
 
@@ -46,7 +47,7 @@ class Engine:
         self.program = program
         self.threads = available_threads() if threads is None else threads
         self._kernels = [bind(program, op) for op in program.operators]
-        self._workers = Workers(self.threads, narrow(self._kernels))
+        self._workers = Workers(self.threads, rare(self._kernels))
         self._plans: dict[tuple[int, frozenset[str]], Plan] = {}
         self._lock = threading.Lock()
 
@@ -126,9 +127,11 @@ def bind(program: Program, op: Operator) -> Kernel:
     return kinds[op.kind](program, op)
 
 
-def narrow(kernels: Iterable[Kernel]) -> int | None:
-    """Of `Workers`: whether one of these has a narrow accumulator."""
-    return 1 if any(isinstance(k, Narrow) for k in kernels) else None
+def rare(kernels: Sequence[Kernel]) -> Rare:
+    """Of `Workers`: whether one of these has a narrow accumulator, and whether one needs scan.scan_lanes."""
+    narrow = any(isinstance(k, Narrow) for k in kernels)
+    lanes = any(isinstance(k, Scan) and k.method == VECTOR for k in kernels)
+    return 1 if narrow else None, 1 if lanes else None
 
 
 Bound = Callable[[Mapping[str, Array], Collection[str]], dict[str, Array]]
@@ -141,7 +144,7 @@ def bind_operator(program: Program, op: Operator, threads: int | None = None) ->
     wanted, and returns those by tensor name.
     """
     kernel = bind(program, op)
-    workers = Workers(available_threads() if threads is None else threads, narrow([kernel]))
+    workers = Workers(available_threads() if threads is None else threads, rare([kernel]))
     plans: dict[tuple[int, tuple[str, ...]], tuple[dict[str, tuple[tuple[int, ...], Any]], Plan | None]] = {}
     first = next(iter(op.inputs.values()))
 

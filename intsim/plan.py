@@ -29,6 +29,7 @@ LINE = 64  # bytes
 TILES = (16, 4)  # rows of a tile of the matrix products, in tile and in vector registers: a task has whole tiles
 
 Calls = SimpleQueue[bool]
+Rare = tuple[int | None, int | None]
 
 
 def allowed_cpus() -> set[int]:
@@ -42,12 +43,12 @@ def allowed_cpus() -> set[int]:
 class Workers:
     """A group of `threads` threads: the caller's, and helpers, which sleep when there was nothing to do for a while.
 
-    narrow: of `kernels.run`, for all that it will run.
+    rare: `narrow` and `lanes` of `kernels.run`, for all that it will run.
     """
 
-    def __init__(self, threads: int, narrow: int | None = None):
+    def __init__(self, threads: int, rare: Rare = (None, None)):
         self.threads = threads
-        self.narrow = narrow
+        self.rare = rare
         self._process = 0
         self._calls: Calls = SimpleQueue()
         self._group = make_group(threads, allowed_cpus())
@@ -60,7 +61,7 @@ class Workers:
                 self._start()
             for _ in range(self.threads - 1 - int(self._group[AWAKE]) - self._calls.qsize()):
                 self._calls.put(True)
-        run(self._address, ticket, 0, self.narrow)
+        run(self._address, ticket, 0, *self.rare)
 
     def _start(self) -> None:
         self._process = os.getpid()
@@ -70,16 +71,16 @@ class Workers:
         self._address = address_of(group)
         for thread in range(1, self.threads):
             threading.Thread(
-                target=help_out, args=(calls, group, thread, self.narrow), name="intsim", daemon=True
+                target=help_out, args=(calls, group, thread, self.rare), name="intsim", daemon=True
             ).start()
         weakref.finalize(self, dismiss, calls, self.threads - 1)
 
 
-def help_out(calls: Calls, group: Array, thread: int, narrow: int | None) -> None:
+def help_out(calls: Calls, group: Array, thread: int, rare: Rare) -> None:
     """What a helper does until it is dismissed."""
     while calls.get():
         with contextlib.suppress(Exception):  # it cannot be compiled: the caller's thread meets and tells that
-            run(address_of(group), 0, thread, narrow)
+            run(address_of(group), 0, thread, *rare)
 
 
 def dismiss(calls: Calls, helpers: int) -> None:

@@ -441,14 +441,14 @@ def test_a_late_helper_finds_the_door_closed(program: Program) -> None:
 
     class Alone:
         def run(self, ticket: int, threads: int) -> None:
-            run.run(memory.address_of(group), ticket, 0, None)
+            run.run(memory.address_of(group), ticket, 0, None, None)
 
     p.run(cast(plan.Workers, Alone()), {"image": images, program.logits: logits})
     assert np.array_equal(logits, Engine(program).run(images)[program.logits])
     logits[:] = 7
     p.memory[:] = 7
     marks = p.marks.copy()
-    run.run(memory.address_of(group), 0, 1, None)
+    run.run(memory.address_of(group), 0, 1, None, None)
     assert (logits == 7).all() and (p.memory == 7).all() and np.array_equal(p.marks, marks)
     assert plan.allowed_cpus() == allowed and group[run.AWAKE] == 0
 
@@ -580,20 +580,34 @@ def test_isqrt_and_bit_length() -> None:
 
 
 @numba.njit
-def negative_rows(a: Array, f: int, packed: Array, m: int, mode: int, table: Array) -> None:
+def negative_rows(codes: Array, a: Array, f: int, packed: Array, m: int, mode: int, table: Array) -> None:
     """exp2_rows of 256 codes and 256 factors, 16 factors at a time."""
     for i in range(0, 256, 16):
-        exp2.exp2_rows(a, 256, v.load_int32(a, i), f, packed, m, mode, table, i * 256)
+        exp2.exp2_rows(codes, 256, v.load_int32(a, i), f, packed, m, mode, table, i * 256)
+
+
+@numba.njit
+def negative_rows_by_words(codes: Array, a: Array, f: int, rom: Array, m: int, table: Array) -> None:
+    """The same of exp2_rows_by_words."""
+    for i in range(0, 256, 16):
+        exp2.exp2_rows_by_words(codes, 256, v.load_int32(a, i), f, rom, m, table, i * 256)
+
+
+ROM = np.array([round(2 ** (17 - j / 128)) for j in range(129)], dtype=np.int32)
+STEEP = np.array([131072, *np.sort(np.random.default_rng(2).integers(65536, 131073, 127))[::-1], 65536], dtype=np.int32)
+STEEP[40:80] = STEEP[40]  # level, and then down by a quarter
 
 
 @pytest.mark.parametrize("m", [1, 8, 15])
 @pytest.mark.parametrize("rounding", ROUNDINGS)
-def test_exp2(m: int, rounding: str) -> None:
-    """exp2 and exp2_row on every product of two 8-bit integers and every fraction, by SPEC 5.7 in NumPy int64."""
-    rom = np.array([round(2 ** (17 - j / 128)) for j in range(129)], dtype=np.int32)
+@pytest.mark.parametrize("rom", [ROM, STEEP], ids=["rom", "steep"])
+def test_exp2(m: int, rounding: str, rom: Array) -> None:
+    """exp2 and its rows on every product of two 8-bit integers and every fraction, by SPEC 5.7 in NumPy int64."""
     a = np.arange(256, dtype=np.int32)
     p = np.arange(256, dtype=np.int64)[:, None] * a
     mode = common.MODES[rounding]
+    packed, by_bytes = exp2.packed_rom(rom), exp2.byte_rom(rom)
+    assert packed is not None and by_bytes is not None
     for f in range(32):
         t = p << 19 - f if f <= 19 else p >> f - 19
         j, r = (t >> 12) & 127, t & 4095
@@ -608,14 +622,19 @@ def test_exp2(m: int, rounding: str) -> None:
             for delta in range(256):
                 exp2.exp2_row(delta, a, 0, 256, f, rom, m, mode, table, delta * 256)
             assert np.array_equal(table.reshape(256, 256), wanted), f
+        # -A-bar of 16 bits in both halves of each element; 16 factors of all codes, then the next
+        negative = (-wanted & 65535) * 65537
+        negative = negative.astype(np.uint32).view(np.int32).reshape(256, 16, 16).transpose(1, 0, 2).reshape(-1)
+        codes = np.append(a * 65537, [0, 0, 0]).astype(np.int32)
         if mode <= 1 and cpu.choose() in cpu.WIDE:
             rows = np.zeros(256 * 256, dtype=np.int32)
-            negative_rows(a, f, exp2.packed_rom(rom), m, mode, rows)
-            negative = (-wanted).astype(np.int16)  # in both halves
-            assert np.array_equal(
-                rows.view(np.int16).reshape(16, 256, 16, 2)[..., 0].transpose(1, 0, 2).reshape(256, 256), negative
-            ), f
-            assert np.array_equal(rows, (rows & 65535) * 65537), f
+            negative_rows(codes, a, f, packed, m, mode, rows)
+            assert np.array_equal(rows, negative), f
+        by_words = mode == 1 and exp2.LEAST_FRACTION <= f <= exp2.MOST_FRACTION
+        if by_words and cpu.choose() in cpu.WIDE and cpu.has_byte_permutation():
+            rows = np.zeros(256 * 256, dtype=np.int32)
+            negative_rows_by_words(codes, a, f, by_bytes.reshape(-1), m, rows)
+            assert np.array_equal(rows, negative), f
         for delta, n in ((0, 0), (1, 1), (255, 255), (128, 3), (17, 200), (255, 1), (3, 85)):
             assert exp2.exp2(delta * n, f, rom, m, mode) == wanted[delta, n], f
 
@@ -640,9 +659,10 @@ def test_scans(rounding: str, lowest: int, states: int, channels: int) -> None:
         kept.append(np.where(rng.random(shape) < 0.5, rng.choice([low, high, *often], shape), drawn).astype(dtype))
         return memory.address_of(kept[-1])
 
-    rom = np.array([round(2 ** (17 - j / 128)) for j in range(129)], dtype=np.int32)
-    packed = exp2.packed_rom(rom)
-    assert packed is not None
+    rom = ROM
+    packed, by_bytes = exp2.packed_rom(rom), exp2.byte_rom(rom)
+    assert packed is not None and by_bytes is not None
+    by_words = cpu.has_byte_permutation() and mode == 1
     a = np.zeros((room, padded), dtype=np.int32)
     draw(0, 255, (channels, states), np.int32)
     a[:channels, :states] = kept[-1]
@@ -655,8 +675,10 @@ def test_scans(rounding: str, lowest: int, states: int, channels: int) -> None:
     for m, bits, most in ((15, 16, 4), (15, 8, 12), (8, 16, 4), (1, 8, 12)):
         constants = [
             *(memory.address_of(a), draw(0, 31, (room,), np.int64), memory.address_of(rom), memory.address_of(packed)),
+            memory.address_of(by_bytes) if by_words else 0,
             *(draw(-(2**20), 2**20, (room,), np.int32), draw(lowest, scan.LARGEST_RIGHT - most, (room,), np.int32)),
-            *(draw(0, most, (tokens,), np.int64, 1), draw(0, 12, (room,), np.int32), draw(0, 9, (tokens,), np.int64)),
+            *(draw(0, most, (tokens,), np.int64, 1), 0, most),
+            *(draw(0, 12, (room,), np.int32), draw(0, 9, (tokens,), np.int64)),
         ]
         ranges = (-(2 ** (bits - 1)), 2 ** (bits - 1) - 1, -128, 127)
         found = []
@@ -673,7 +695,7 @@ def test_scans(rounding: str, lowest: int, states: int, channels: int) -> None:
                 at = memory.address_of(scratch)
                 addresses = [*map(memory.address_of, (step, *one)), 1, memory.address_of(marks), at + -at % 64]
                 ticket = np.array([1, *addresses], dtype=np.int64)
-                run.run(memory.address_of(group), memory.address_of(ticket), 0, None)
+                run.run(memory.address_of(group), memory.address_of(ticket), 0, None, 1)
                 found.append(made)
         assert not any((array == 1).all() for array in found[0])
         for made in found[1:]:
@@ -810,7 +832,7 @@ def test_no_float_instruction(program: Program) -> None:
     for name, dispatcher in dispatchers().items():
         for signature in dispatcher.signatures:
             assert not re.search(r"float|complex", str(signature)), f"{name}{signature}"
-    text = llvm(run.run, (numba.int64,) * 4)
+    text = llvm(run.run, (numba.int64,) * 5)
     body = text[text.index("define ") :]
     for name in ("add", "mul", "ashr", "shl", "icmp", "atomicrmw"):
         assert re.search(rf"= {name}\b", body), f"the text has no {name}"

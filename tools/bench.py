@@ -43,7 +43,7 @@ import numpy as np
 from rich.console import Console
 
 from intsim import embedded
-from intsim.engine import Engine, available_threads, bind, bind_operator
+from intsim.engine import Engine, available_threads, bind, bind_operator, rare
 from intsim.errors import UserError
 from intsim.files import write_atomically
 from intsim.plan import Plan as Steps
@@ -615,14 +615,15 @@ class InARun:
     """
 
     def __init__(self, program: Program, op: Operator, bound: Bound, threads: int):
+        kernel = bind(program, op)
         self.brought = {**bound.values, **bound()}
         made = {op.tensor(port) for port in bound.ports}
-        self.steps = Steps(program, [bind(program, op)], len(next(iter(self.brought.values()))), made, threads)
+        self.steps = Steps(program, [kernel], len(next(iter(self.brought.values()))), made, threads)
         count = len(self.steps.tasks)
         self.steps.tasks = np.tile(self.steps.tasks, (PHASES, 1))
         self.steps.phases = np.arange(PHASES + 1, dtype=np.int64) * count
         self.steps.seal()
-        self.workers = Workers(threads)
+        self.workers = Workers(threads, rare([kernel]))
 
     def __call__(self) -> None:
         self.steps.run(self.workers, self.brought)

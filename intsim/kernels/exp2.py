@@ -58,9 +58,9 @@ def packed_rom(rom: Array) -> Array | None:
 def exp2_rows(codes, count, a, f, packed, m, mode, table, at):
     """table[at + code * 16 + n] = -exp2(code * a[n]) in 16 bits, twice, for 16 states n and `count` codes.
 
-    codes int32; a: 16 lanes of 8 bits; packed: packed_rom; modes half_up and floor.  With s the shift of the last
-    rounding, value' = -value - 1 is summed, 4096 * (98304 - rom[j]) + (rom[j] - rom[j + 1]) * r - 4096 * 98304 - 1,
-    and s itself sits above the fraction of the product, so that one shift brings it down.
+    codes int32, each in both halves; a: 16 lanes of 8 bits; packed: packed_rom; modes half_up and floor.  With s the
+    shift of the last rounding, value' = -value - 1 is summed, 4096 * (98304 - rom[j]) + (rom[j] - rom[j + 1]) * r -
+    4096 * 98304 - 1, and s itself sits above the fraction of the product, so that one shift brings it down.
     """
     over, f = max(f - 19, 0), min(f, 19)
     right = v.splat(np.int32(over))
@@ -80,4 +80,67 @@ def exp2_rows(codes, count, a, f, packed, m, mode, table, at):
         value = v.add_pairs(offset, pair, v.bit_or(v.bit_and(t, low_bits), place))
         value = v.shift_right(value, v.ashr(p, fraction))
         value = v.shift_right(v.add(value, one), last)
-        v.store_int32(table, at + np.int64(codes[i]) * 16, v.twice(value))
+        v.store_int32(table, at + (np.int64(codes[i]) & 255) * 16, v.twice(value))
+
+
+LEAST_FRACTION, MOST_FRACTION = 7, 19  # of exp2_rows_by_words
+
+
+def byte_rom(rom: Array) -> Array | None:
+    """int8 [4, 128]: low and high bytes of rom[128 - i] - 65536, low and high bytes of rom[127 - i] - rom[128 - i].
+
+    None if the entries do not fall, or not from 2^17 to 2^16.
+    """
+    wide = rom.astype(np.int64)[::-1]
+    value, step = wide[:-1] - (1 << 16), wide[1:] - wide[:-1]
+    if wide[0] != 1 << 16 or wide[-1] != 1 << 17 or step.min() < 0:
+        return None
+    halves = [x >> at & 255 for x in (value, step) for at in (0, 8)]
+    return np.array(halves, dtype=np.uint8).view(np.int8)
+
+
+@kernel
+def exp2_rows_by_words(codes, count, a, f, rom, m, table, at):
+    """`exp2_rows` for half_up and LEAST_FRACTION <= f <= MOST_FRACTION, 32 values in a vector.  Needs AVX-512 VBMI.
+
+    codes int32 [count + 3], each in both halves, rising; rom: byte_rom [512].  Counted from the other side, everything
+    has 16 bits.  With -p = q - w * 2^f, 0 <= q < 2^f, the entries of SPEC 5.7 are those of 2^-w * 2^(q / 2^f): with i
+    the upper 7 bits of q and r the others, the line from rom[128 - i] to rom[127 - i] is at
+    rom[128 - i] + ((rom[127 - i] - rom[128 - i]) * r >> (f - 7)), 2^16 and more, less than 2^17.  This floor changes
+    nothing, as 16 + w - m more bits are rounded away, 2 or more for w > 0.  p = 0, where w = 0, is set apart.
+    """
+    ones, zero = v.splat(np.int32(-1)), v.splat(np.int32(0))
+    lowest = v.splat(np.int32((65536 - (1 << m)) * 65537))
+    negative = v.sub(zero, a)
+    factor = v.low_lanes_twice(v.pack_words(negative, negative))
+    to_index = v.splat(np.int32((f - 7) * 65537))
+    index_bits = v.splat(np.int32(127 * 65537))
+    above = v.splat(np.int32((128 - (1 << min(23 - f, 7))) * 65537))  # bits of q above the 16 of a product: ones
+    to_rest, to_whole = v.splat(np.int32((23 - f) * 65537)), v.splat(np.int32(f * 65537))
+    most = v.splat(np.int32((14 - m + (1 << max(16 - f, 0))) * 65537))
+    v0, v1, v2, v3 = v.load_bytes(rom, 0), v.load_bytes(rom, 64), v.load_bytes(rom, 128), v.load_bytes(rom, 192)
+    s0, s1, s2, s3 = v.load_bytes(rom, 256), v.load_bytes(rom, 320), v.load_bytes(rom, 384), v.load_bytes(rom, 448)
+    for i in range(count, count + 3):
+        codes[i] = codes[count - 1]
+    for i in range(0, count, 4):
+        p0 = v.mul_words(factor, v.splat_two(codes, i))
+        p1 = v.mul_words(factor, v.splat_two(codes, i + 2))
+        i0 = v.bit_or(v.bit_and(v.shr_words(p0, to_index), index_bits), above)
+        i1 = v.bit_or(v.bit_and(v.shr_words(p1, to_index), index_bits), above)
+        index = v.pack_unsigned_bytes(i0, i1)
+        low, high = v.look_up_128_bytes(v0, v1, index), v.look_up_128_bytes(v2, v3, index)
+        step_low, step_high = v.look_up_128_bytes(s0, s1, index), v.look_up_128_bytes(s2, s3, index)
+        for half in range(2):
+            if half:
+                p, value, step = p1, v.unpack_high_bytes(low, high), v.unpack_high_bytes(step_low, step_high)
+            else:
+                p, value, step = p0, v.unpack_low_bytes(low, high), v.unpack_low_bytes(step_low, step_high)
+            value = v.add_words(value, v.mul_high_words(step, v.shl_words(p, to_rest)))
+            value = v.average_words(value, ones)  # the 17th bit is in, the lowest out
+            value = v.shr_words(value, v.sub_words(most, v.shr_words(p, to_whole)))
+            value = v.sub_words_where(factor, zero, v.average_words(value, zero), lowest)
+            one, two = v.element(codes, i + 2 * half) & 255, v.element(codes, i + 2 * half + 1) & 255
+            v.store_int32(table, at + one * 16, v.even_lanes_twice(value))
+            v.store_int32(table, at + two * 16, v.odd_lanes_twice(value))
+    if count and codes[0] == 0:
+        v.store_int32(table, at, lowest)

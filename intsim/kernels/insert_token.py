@@ -8,7 +8,7 @@ import numpy as np
 from intsim.arithmetic import limits
 from intsim.kernels.base import In, Kernel, Out
 from intsim.kernels.common import kernel, saturate
-from intsim.kernels.memory import int8_at, int16_at, int32_at
+from intsim.kernels.memory import int8_at, int16_at
 from intsim.program import Operator, Program
 
 
@@ -21,7 +21,7 @@ class InsertToken(Kernel):
         super().__init__(program, op)
         out = self.tensor("out")
         self.tokens, width = out.shape
-        token, embedding = self.constant("cls_token", np.int32), self.constant("pos_embed", np.int32)
+        token, embedding = (self.constant(role, out.dtype) for role in ("cls_token", "pos_embed"))
         position = int(op.attributes["position"])
         self.numbers = [
             *(In("x"), Out("out"), out.dtype.itemsize, self.tokens, width, position),
@@ -36,14 +36,14 @@ def insert_token(a, start, stop):
     x, out, size, tokens, width, position, token, embedding, low, high = a[:10]
     for r in range(start, stop):
         image, t = divmod(r, tokens)
-        position_row = int32_at(embedding + t * width * 4, width)
         source = x + (image * (tokens - 1) + t - (t > position)) * width * size
         if t == position:
-            insert_row(int32_at(token, width), position_row, low, high, size, out + r * width * size)
-        elif size == 1:
-            insert_row(int8_at(source, width), position_row, low, high, size, out + r * width * size)
+            source = token
+        at, target = embedding + t * width * size, out + r * width * size
+        if size == 1:
+            insert_row(int8_at(source, width), int8_at(at, width), low, high, size, target)
         else:
-            insert_row(int16_at(source, width), position_row, low, high, size, out + r * width * size)
+            insert_row(int16_at(source, width), int16_at(at, width), low, high, size, target)
 
 
 @kernel

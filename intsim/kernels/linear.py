@@ -141,7 +141,7 @@ def linear_block(a, x, first, rows, scratch):
     lefts, sums, packed = scratch, scratch + LEFTS, scratch + LEFTS + SUMS
     pack_rows(a, x, rows, packed)
     segment = SEGMENTS
-    vector = 0
+    vector = np.int64(0)
     while vector < a[VECTORS]:
         while a[segment + SEGMENT] <= vector:
             segment += SEGMENT
@@ -164,7 +164,7 @@ def linear_block(a, x, first, rows, scratch):
             for r in range(0, rows, ROWS):
                 find_lefts(a, first + r, ROWS, 0, lefts)
                 done = products(a, packed + r * stride, vector, sums)
-                finish_tile(a, sums, done, 1, lefts, vector, done, first + r, min(ROWS, rows - r))
+                finish_tile(a, sums, done, np.int64(1), lefts, vector, done, first + r, min(ROWS, rows - r))
             vector += done
 
 
@@ -208,7 +208,7 @@ def linear_tiles(a, x, first, rows, scratch):
                 else:
                     finished_2(sums, lefts + 8 * r, bias, shift, low, high, size, height, target, width * size)
             else:
-                finish_tile(a, sums, WIDEST, planes, lefts + 8 * r, vector, vectors, first + r, height)
+                finish_tile(a, sums, np.int64(WIDEST), planes, lefts + 8 * r, vector, vectors, first + r, height)
     end_tiles()
 
 

@@ -80,17 +80,6 @@ def int64_at(address, n):
 
 
 @intrinsic
-def address_in(typing: Any, array: Any, i: Any) -> Any:
-    """Address of element i of an array."""
-
-    def generate(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-        data = context.make_array(sig.args[0])(context, builder, args[0]).data
-        return builder.ptrtoint(builder.gep(data, [args[1]]), ir.IntType(64))
-
-    return types.int64(array, types.intp), generate
-
-
-@intrinsic
 def fetch_add(typing: Any, array: Any, i: Any, value: Any) -> Any:
     """Adds to element i of an int64 array, atomically; returns what it was."""
 

@@ -41,7 +41,7 @@ THREADS, STEPS, BEGINS, CHAINS, TASKS, PHASES, LEVELS, MARKS, SCRATCH = range(9)
 
 
 @kernel
-def run(group, ticket, thread, narrow):
+def run(group, ticket, thread, narrow, lanes):
     """What one thread of a group does: thread 0 leads a run and returns when all is done; a helper takes part in every
     run that it hears of, and returns when there was none for a while.
 
@@ -50,8 +50,9 @@ def run(group, ticket, thread, narrow):
     step begins), chains (steps of the chains, one after the other), tasks [tasks, 4] (first and behind the last place
     in `chains`, first and behind the last row) and phases [phases + 1] (first task of each), all int64; how many
     phases; address of int64 [phases * COUNTERS], of each phase the tasks taken and the tasks done; for each thread the
-    address of its scratch memory.  narrow: an int64 of any value if there may be narrow accumulators, else None; their
-    kernels, a fifth of the code, are then not compiled.
+    address of its scratch memory.  narrow: an int64 of any value if there may be narrow accumulators, else None; lanes:
+    likewise if a scan may need scan.scan_lanes.  For None those kernels, a fifth and a tenth of the code, are not
+    compiled.
 
     Helpers come in while the door is open: DOOR counts them, LEFT those that left again.  Thread 0 closes it when all
     is done, and waits for those who are in; behind a closed door no helper touches anything of a run.  A thread that
@@ -115,7 +116,7 @@ def run(group, ticket, thread, narrow):
                             elif code == 8:
                                 rmsnorm(a, start, stop, scratch)
                             elif code == 9:
-                                scan(a, start, stop, scratch)
+                                scan(a, start, stop, scratch, lanes)
                             elif narrow is not None:
                                 if code == 10:
                                     narrow_linear(a, start, stop, scratch)

@@ -17,13 +17,23 @@ from intsim.kernels import cpu
 from intsim.kernels import vector as v
 from intsim.kernels.base import BATCH, In, Kernel, Out, pad
 from intsim.kernels.common import kernel, round_shift, saturate
-from intsim.kernels.exp2 import exp2, exp2_row, exp2_rows, packed_rom
-from intsim.kernels.memory import address_in, int8_at, int16_at, int32_at, int64_at, uint8_at, uint16_at
-from intsim.kernels.requantize import half_lanes, requantize_lanes, store_lanes
+from intsim.kernels.exp2 import (
+    LEAST_FRACTION,
+    MOST_FRACTION,
+    byte_rom,
+    exp2,
+    exp2_row,
+    exp2_rows,
+    exp2_rows_by_words,
+    packed_rom,
+)
+from intsim.kernels.memory import int8_at, int16_at, int32_at, int64_at, uint8_at, uint16_at
+from intsim.kernels.requantize import half_lanes, store_lanes, wide_lanes
 from intsim.kernels.states import (
     byte_sums,
     bytes_left,
     bytes_right,
+    bytes_right_half_up,
     bytes_updated,
     bytes_updated_right,
     no_bytes,
@@ -43,6 +53,7 @@ LARGEST_LEFT = 30  # of scan_lanes
 LARGEST_RIGHT = 16  # of scan_avx512
 SOME = 32  # tokens of scan_avx512 at a time
 TABLE = (256 + 5) * 16  # from channel to channel in the table of A-bar: not all rows of a code in one set of the cache
+SHIFTS = 5 * 16  # what scan_avx512 knows of each shift of a token; see `write_shifts`
 TRACED, VECTOR, AVX512 = 0, 1, 2  # which kernel
 INNER = ("dx", "abar", "b", "acc", "h", "y_acc")
 
@@ -71,7 +82,9 @@ class Scan(Kernel):
         h, y = self.tensor("h"), self.tensor("y")
         m = int(op.attributes["abar_fraction"])
         least, most = (int(f(b_shift) + f(token_shift)) for f in (np.min, np.max))
-        packed = packed_rom(rom)
+        packed, by_bytes = packed_rom(rom), byte_rom(rom)
+        if self.mode != 1 or not cpu.has_byte_permutation():
+            by_bytes = None
         self.method = TRACED
         if least >= -LARGEST_LEFT and rom.min() >= 0 and rom.max() <= 1 << 17:
             self.method = VECTOR
@@ -86,13 +99,17 @@ class Scan(Kernel):
             *(BATCH, self.tokens, self.channels, states, self.method, self.clamps),
             *(self.keep(whole.reshape(-1)), self.keep(pad(self.constant("A_fraction", np.int64), BLOCK))),
             *(self.keep(rom), self.keep(rom if packed is None else packed)),
+            0 if by_bytes is None else self.keep(by_bytes.reshape(-1)),
             *(self.keep(pad(self.constant("D", np.int32), BLOCK)), self.keep(pad(b_shift.astype(np.int32), BLOCK))),
-            *(self.keep(token_shift), self.keep(pad(y_shift.astype(np.int32), BLOCK)), self.keep(y_row_shift)),
+            *(self.keep(token_shift), int(token_shift.min()), int(token_shift.max())),
+            *(self.keep(pad(y_shift.astype(np.int32), BLOCK)), self.keep(y_row_shift)),
             *(m, self.mode, *limits(h.bits, h.signed), *limits(y.bits, y.signed)),
             *(self.tensor("abar").dtype.itemsize, h.dtype.itemsize, int(y_shift.min() + y_row_shift.min() >= 0)),
         ]
         self.row_cost = self.tokens * states // 4
+        lefts = int(token_shift.max() - token_shift.min()) + 1
         self.scratch = BLOCK * ((TABLE + 256 * (padded - 16)) * 4 + 16 * 4 + 256) + 4 * SOME * 16 * 3 + 4096
+        self.scratch += lefts * SHIFTS * 4
 
     def inner(self) -> tuple[str, ...]:
         return INNER
@@ -100,22 +117,25 @@ class Scan(Kernel):
 
 (
     DELTA, U, B, C, Y, DX, ABAR, B_OUT, ACC, H, Y_ACC, IMAGES, TOKENS, CHANNELS, STATES, METHOD, CLAMPS, A, FRACTION,
-    ROM, PACKED, D, B_SHIFT, TOKEN_SHIFT, Y_SHIFT, Y_ROW_SHIFT, M, MODE, H_LOW, H_HIGH, Y_LOW, Y_HIGH, ABAR_SIZE,
-    H_SIZE, NARROW,
-) = range(35)  # fmt: skip
+    ROM, PACKED, BYTE_ROM, D, B_SHIFT, TOKEN_SHIFT, LEAST_LEFT, MOST_LEFT, Y_SHIFT, Y_ROW_SHIFT, M, MODE, H_LOW, H_HIGH,
+    Y_LOW, Y_HIGH, ABAR_SIZE, H_SIZE, NARROW,
+) = range(38)  # fmt: skip
 
 
 @kernel
-def scan(a, start, stop, scratch):
-    """The channels start .. stop - 1 of all images, start a multiple of BLOCK.  a: Scan.arguments()."""
+def scan(a, start, stop, scratch, lanes):
+    """The channels start .. stop - 1 of all images, start a multiple of BLOCK.
+
+    a: Scan.arguments(); lanes: None if no scan has the method VECTOR, whose kernel is then not compiled.
+    """
     for first in range(start, stop, BLOCK):
         last = min(first + BLOCK, stop)
         if a[METHOD] == TRACED or not a[Y] or a[ABAR] or a[B_OUT] or a[ACC] or a[H]:
             scan_traced(a, first, last)
-        elif a[METHOD] == VECTOR:
-            scan_lanes(a, first, last, scratch)
-        else:
+        elif a[METHOD] == AVX512:
             scan_avx512(a, first, last, scratch)
+        elif lanes is not None:
+            scan_lanes(a, first, last, scratch)
 
 
 @kernel
@@ -326,19 +346,23 @@ def scan_lanes(a, start, stop, scratch):
 def fill_table(a, start, block, table, seen, codes):
     """Rows of -A-bar (exp2.exp2_rows) in int32 [BLOCK, TABLE], for each channel and every delta code that occurs.
 
-    seen int32 [8, 16], a bit for each code of each channel, codes int32 [256 + 16]: scratch.
+    seen int32 [8, 16], a bit for each code of each channel, codes int32 [256 + 32]: scratch.
     """
     see_codes(a, start, block, seen)
     a_rows, fraction = int32_at(a[A], (start + BLOCK) * 16), int64_at(a[FRACTION], start + BLOCK)
-    packed = int32_at(a[PACKED], 128)
+    packed, by_bytes = int32_at(a[PACKED], 128), int8_at(a[BYTE_ROM], 512)
     for j in range(block):
-        count = 0
+        count = np.int64(0)
         for word in range(8):
             bits = np.int64(seen[word * 16 + j])
             count += v.list_bits(bits, word * 32, codes, count)
             count += v.list_bits(bits >> 16, word * 32 + 16, codes, count)
         row = v.load_int32(a_rows, (start + j) * 16)
-        exp2_rows(codes, count, row, fraction[start + j], packed, a[M], a[MODE], table, j * TABLE)
+        f = fraction[start + j]
+        if a[BYTE_ROM] and LEAST_FRACTION <= f <= MOST_FRACTION:
+            exp2_rows_by_words(codes, count, row, f, by_bytes, a[M], table, j * TABLE)
+        else:
+            exp2_rows(codes, count, row, f, packed, a[M], a[MODE], table, j * TABLE)
 
 
 @kernel
@@ -391,9 +415,9 @@ def scan_avx512(a, start, stop, scratch):
     at = scratch + BLOCK * TABLE * 4
     factors, sums, copies = at, at + SOME * 16 * 4, at + 2 * SOME * 16 * 4
     at = copies + 4 * SOME * 16
-    shifts = int32_at(at, 5 * 16)
-    seen, codes = int32_at(at + 5 * 16 * 4, 8 * 16), int32_at(at + 13 * 16 * 4, 256 + 16)
+    seen, codes, shifts = int32_at(at, 8 * 16), int32_at(at + 8 * 16 * 4, 256 + 32), at + (8 * 16 + 256 + 32) * 4
     fill_table(a, start, block, int32_at(scratch, BLOCK * TABLE), seen, codes)
+    write_shifts(a, start, shifts)
     bytes_ = a[H_SIZE] == 1
     for i in range(images):
         h, words = no_bytes(), no_words()
@@ -409,7 +433,7 @@ def scan_avx512(a, start, stop, scratch):
             if states < 16:
                 b = widened(b, states, states, count, copies + 2 * SOME * 16)
                 c = widened(c, states, states, count, copies + 3 * SOME * 16)
-            write_factors(a, start, block, row, first, count, delta, u, width, factors)
+            write_factors(a, start, block, row, first, count, delta, u, width, shifts, factors)
             if bytes_:
                 h = update_bytes(a, h, start, first, count, delta, width, b, c, scratch, factors, shifts, sums)
             else:
@@ -422,7 +446,7 @@ def update_bytes(a, h, start, first, count, delta, width, b_rows, c_rows, table,
     """Updates states of 8 bits with `count` tokens from `first` on; writes the sums of h * C, int32 [count, 16].
 
     delta: address of the first token's codes of 16 channels, width: from token to token; b_rows, c_rows: addresses of
-    int8 [count, 16]; table: see `fill_table`; factors: see `write_factors`; shifts: scratch.
+    int8 [count, 16]; table: see `fill_table`; factors: see `write_factors`; shifts: see `write_shifts`.
     """
     m, mode = a[M], a[MODE]
     token_shift, b_shift = int64_at(a[TOKEN_SHIFT], a[TOKENS]), int32_at(a[B_SHIFT], start + 16)
@@ -431,23 +455,26 @@ def update_bytes(a, h, start, first, count, delta, width, b_rows, c_rows, table,
         most = max(most, np.int64(b_shift[j]))
     written = int32_at(sums, count * 16)
     right = v.splat(np.int32(m))
-    begin = v.bit_xor(half_lanes(right, mode), v.splat(np.int32(-1)))  # -half - 1
+    begin = v.bit_xor(half_lanes(right, mode), v.splat(np.int32(-1)))
     for k in range(count):
         left = token_shift[first + k]
         step = left - token_shift[max(first + k - 1, 0)]
-        if step > 0:  # by 8 or more: all are alike
-            step = min(step, 8)
-            constant = ((1 << step) >> 1) * (mode & 1) + 128 * ((1 << step) - 1)
-            h = bytes_right(h, v.splat(np.int32(constant * 65537)), np.int32(step))
+        if step > 0:
+            # (h + 128) >> s is h >> s and 128 >> s; by 8 bits or more half_up gives 0, and floor what it gives for 7
+            halves = mode & 1
+            by = min(step, 8 if halves else 7)
+            mask = v.splat(np.int32((255 >> (by - halves)) * (by < 8) * 0x1010101))
+            offset = v.splat(np.int32((128 - (128 >> by)) * 0x1010101))
+            if halves:
+                h = bytes_right_half_up(h, v.splat(np.int32((by - 1) * 65537)), mask, offset)
+            else:
+                h = bytes_right(h, v.splat(np.int32(by * 65537)), mask, offset)
         elif step < 0:
             h = bytes_left(h, np.int32(min(-step, 8)))
         b = pairs_of(b_rows + 16 * k)
         if most + left > 0:
-            if step != 0 or k == 0:
-                write_shifts(b_shift, start, left, mode, begin, shifts)
-            h = bytes_updated_right(
-                h, factors + 64 * k, address_in(shifts, 0), delta + width * k, table, TABLE * 4, b, begin, right
-            )
+            at = shifts + (left - a[LEAST_LEFT]) * SHIFTS * 4
+            h = bytes_updated_right(h, factors + 64 * k, at, delta + width * k, table, TABLE * 4, b, begin, right)
         else:
             h = bytes_updated(h, factors + 64 * k, 0, delta + width * k, table, TABLE * 4, b, begin, right)
         v.store_int32(written, 16 * k, byte_sums(h, v.load_quarters(c_rows + 16 * k)))
@@ -458,11 +485,10 @@ def update_bytes(a, h, start, first, count, delta, width, b_rows, c_rows, table,
 def update_words(a, h, start, first, count, delta, width, b_rows, c_rows, table, factors, shifts, sums):
     """`update_bytes` for states of more than 8 bits."""
     m, mode = a[M], a[MODE]
-    token_shift, b_shift = int64_at(a[TOKEN_SHIFT], a[TOKENS]), int32_at(a[B_SHIFT], start + 16)
+    token_shift = int64_at(a[TOKEN_SHIFT], a[TOKENS])
     written = int32_at(sums, count * 16)
     low, high, right = v.splat(np.int32(a[H_LOW])), v.splat(np.int32(a[H_HIGH])), v.splat(np.int32(m))
     half = half_lanes(right, mode)
-    zero = v.splat(np.int32(0))
     for k in range(count):
         left = token_shift[first + k]
         step = left - token_shift[max(first + k - 1, 0)]
@@ -471,12 +497,8 @@ def update_words(a, h, start, first, count, delta, width, b_rows, c_rows, table,
             h = words_right(h, half_lanes(by, mode), by)
         elif step < 0:
             h = words_left(h, v.splat(np.int32(-step)), low, high)
-        if step != 0 or k == 0:
-            write_shifts(b_shift, start, left, mode, zero, shifts)
-        b = pairs_of(b_rows + 16 * k)
-        h = words_updated(
-            h, factors + 64 * k, address_in(shifts, 0), delta + width * k, table, TABLE * 4, b, half, right, low, high
-        )
+        b, at = pairs_of(b_rows + 16 * k), shifts + (left - a[LEAST_LEFT]) * SHIFTS * 4
+        h = words_updated(h, factors + 64 * k, at, delta + width * k, table, TABLE * 4, b, half, right, low, high)
         v.store_int32(written, 16 * k, word_sums(h, v.load_quarters(c_rows + 16 * k)))
     return h
 
@@ -500,46 +522,66 @@ def widened(source, width, n, count, target):
 
 
 @kernel
-def write_factors(a, start, block, row, first, count, delta, u, width, factors):
+def write_shifts(a, start, shifts):
+    """For each shift of a token, from the least on, int32 [5, 16]: of 16 channels what their b needs.
+
+    At the address `shifts`: a constant, right shift, limit, -limit, left shift.  For states of 8 bits the left shift
+    and the limits before it are those of -dx (`write_factors`), and the constant has -half - 1 of the state's rounding,
+    shifted left, in it; for others they are those of -dx * B.
+    """
+    b_shift, mode = v.load_int32(int32_at(a[B_SHIFT], start + 16), start), a[MODE]
+    zero, one = v.splat(np.int32(0)), v.splat(np.int32(1))
+    begin, top, most = zero, 30, 30
+    if a[H_SIZE] == 1:
+        begin, top, most = v.bit_xor(half_lanes(v.splat(np.int32(a[M])), mode), v.splat(np.int32(-1))), 23, 23
+    for i in range(a[MOST_LEFT] - a[LEAST_LEFT] + 1):
+        row = int32_at(shifts + i * SHIFTS * 4, SHIFTS)
+        shift = v.add(b_shift, v.splat(np.int32(a[LEAST_LEFT] + i)))
+        right, up = v.maximum(shift, zero), v.maximum(v.sub(zero, shift), zero)
+        up = v.minimum(up, v.splat(np.int32(most)))
+        constant = v.sub(half_lanes(right, 1), v.minimum(right, one))
+        if not mode:
+            constant = v.sub(v.shl(one, right), one)
+        limit = v.shl(one, v.sub(v.splat(np.int32(top)), up))
+        v.store_int32(row, 0, v.add(constant, v.shl(begin, right)))
+        v.store_int32(row, 16, right)
+        v.store_int32(row, 32, limit)
+        v.store_int32(row, 48, v.sub(zero, limit))
+        v.store_int32(row, 64, up)
+
+
+@kernel
+def write_factors(a, start, block, row, first, count, delta, u, width, shifts, factors):
     """-dx << s of 16 channels, in two words (vector.add_pairs), for each of `count` tokens from `first` on.  `dx`, if
     wanted, of `block` channels, in the rows from `row` on.
 
     s = 0 for states of more than 8 bits, else max(-b_shift - token_shift, 0); and then it is clamped to -2^23 ..
     2^23 - 1, which changes no state: |A-bar * h| is at most 2^22, and if |dx << s|, and so also |b| but for B = 0, is
-    2^23 - 1 or more, acc is beyond what a state of 8 bits can hold, in the same direction.
+    2^23 - 1 or more, acc is beyond what a state of 8 bits can hold, in the same direction.  Where no channel has an s,
+    -dx is one word and the other is 0.
     """
-    b_shift, token_shift = v.load_int32(int32_at(a[B_SHIFT], start + 16), start), int64_at(a[TOKEN_SHIFT], a[TOKENS])
+    b_shift, token_shift = int32_at(a[B_SHIFT], start + 16), int64_at(a[TOKEN_SHIFT], a[TOKENS])
+    enough = -np.int64(b_shift[start])  # from this shift of a token on there is no s
+    for j in range(start + 1, start + 16):
+        enough = max(enough, -np.int64(b_shift[j]))
+    if a[H_SIZE] > 1:
+        enough = a[LEAST_LEFT]
     target = int32_at(factors, count * 16)
     zero, byte, above = v.splat(np.int32(0)), v.splat(np.int32(255)), v.splat(np.int32(-256))
-    eight, most = v.splat(np.int32(8)), v.splat(np.int32(23 * (a[H_SIZE] == 1)))
-    full, highest = v.splat(np.int32(1 << 23)), v.splat(np.int32((1 << 23) - 1))
+    eight, word, highest = v.splat(np.int32(8)), v.splat(np.int32(65535)), v.splat(np.int32((1 << 23) - 1))
     for k in range(count):
-        shift = v.add(b_shift, v.splat(np.int32(token_shift[first + k])))
-        up = v.minimum(v.maximum(v.sub(zero, shift), zero), most)
-        limit = v.lshr(full, up)
+        left = token_shift[first + k]
         dx = v.mul(v.load_uint8(uint8_at(delta + width * k, 16), 0), v.load_int8(int8_at(u + width * k, 16), 0))
         if a[DX]:
             store_lanes(a[DX] + 2 * ((row + k) * a[CHANNELS] + start), 2, block, dx)
-        dx = v.maximum(v.minimum(v.sub(zero, dx), limit), v.sub(zero, limit))
-        dx = v.minimum(v.shl(dx, up), highest)
-        v.store_int32(target, 16 * k, v.bit_or(v.shl(v.bit_and(dx, above), eight), v.bit_and(dx, byte)))
-
-
-@kernel
-def write_shifts(b_shift, start, left, mode, begin, shifts):
-    """The rows constant, right, limit, -limit and left of states.words_updated, with begin << right in the constant."""
-    zero, one, thirty = v.splat(np.int32(0)), v.splat(np.int32(1)), v.splat(np.int32(30))
-    shift = v.add(v.load_int32(b_shift, start), v.splat(np.int32(left)))
-    right, up = v.maximum(shift, zero), v.maximum(v.sub(zero, shift), zero)
-    constant = v.sub(half_lanes(right, 1), v.minimum(right, one))
-    if not mode:
-        constant = v.sub(v.shl(one, right), one)
-    limit = v.shl(one, v.sub(thirty, up))
-    v.store_int32(shifts, 0, v.add(constant, v.shl(begin, right)))
-    v.store_int32(shifts, 16, right)
-    v.store_int32(shifts, 32, limit)
-    v.store_int32(shifts, 48, v.sub(zero, limit))
-    v.store_int32(shifts, 64, up)
+        dx = v.sub(zero, dx)
+        if left >= enough:
+            v.store_int32(target, 16 * k, v.bit_and(dx, word))
+        else:
+            rows = int32_at(shifts + (left - a[LEAST_LEFT]) * SHIFTS * 4, SHIFTS)
+            dx = v.maximum(v.minimum(dx, v.load_int32(rows, 32)), v.load_int32(rows, 48))
+            dx = v.minimum(v.shl(dx, v.load_int32(rows, 64)), highest)
+            v.store_int32(target, 16 * k, v.bit_or(v.shl(v.bit_and(dx, above), eight), v.bit_and(dx, byte)))
 
 
 @kernel
@@ -552,7 +594,8 @@ def write_y(a, start, block, row, first, count, u, width, sums):
     token_shift, y_row_shift = int64_at(a[TOKEN_SHIFT], tokens), int64_at(a[Y_ROW_SHIFT], tokens)
     y_shift = v.load_int32(int32_at(a[Y_SHIFT], start + 16), start)
     d = v.load_int32(int32_at(a[D], start + 16), start)
-    zero = v.splat(np.int32(0))
+    one = v.splat(np.int32(1))
+    low, high, halves = v.splat(np.int32(a[Y_LOW])), v.splat(np.int32(a[Y_HIGH])), v.splat(np.int32(-mode))
     for k in range(count):
         t = first + k
         factor = v.load_int8(int8_at(u + width * k, 16), 0)
@@ -560,6 +603,9 @@ def write_y(a, start, block, row, first, count, u, width, sums):
         if a[Y_ACC]:
             store_lanes(a[Y_ACC] + 4 * ((row + k) * channels + start), 4, block, acc)
         shift = v.add(y_shift, v.splat(np.int32(y_row_shift[t])))
-        half = half_lanes(v.maximum(shift, zero), mode)
-        y = requantize_lanes(acc, shift, half, mode, a[Y_LOW], a[Y_HIGH], a[NARROW])
+        if a[NARROW]:
+            half = v.bit_and(v.lshr(v.shl(one, shift), one), halves)
+            y = v.maximum(v.minimum(v.shift_right(v.add(acc, half), shift), high), low)
+        else:
+            y = wide_lanes(acc, shift, a[Y_LOW], a[Y_HIGH], mode)
         store_lanes(a[Y] + (row + k) * channels + start, 1, block, y)

@@ -27,11 +27,12 @@ from intsim.kernels.vector import (
     I64,
     add_byte_products_value,
     add_pairs_value,
-    call,
+    average_bytes_value,
     int32x16,
     pack_bytes_value,
     pack_words_value,
     shift_right_value,
+    shift_words_right_value,
     splat_value,
     unpack_value,
 )
@@ -159,26 +160,31 @@ def no_bytes(typing: Any) -> Any:
     return Bytes(), generate
 
 
-@intrinsic
-def bytes_right(typing: Any, states: Any, constant: Any, count: Any) -> Any:
-    """(h + 128 + constant) >> count in 16 bits; constant in both halves of every lane, count int32."""
-
+def _bytes_right(half_up: bool) -> Any:
     def generate(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-        states, constant, count = args
+        states, count, mask, offset = args
         if "avx512vnni" not in cpu.available():
             return states
         zero = ir.Constant(I32X16, None)
-        constant = builder.bitcast(constant, I16X32)
-        counts = splat_value(builder, builder.trunc(count, I16), I16X32)
         shifted = []
         for h in _vectors(builder, states):
-            halves = (unpack_value(builder, 8, half, h, zero) for half in (0, 1))
-            words = [builder.lshr(builder.add(builder.bitcast(x, I16X32), constant), counts) for x in halves]
-            packed = call(builder, "llvm.x86.avx512.packuswb.512", I8X64, *words)
-            shifted.append(builder.bitcast(packed, I32X16))
+            h = builder.and_(shift_words_right_value(builder, h, count), mask)
+            if half_up:
+                h = average_bytes_value(builder, h, zero)
+            h = builder.add(builder.bitcast(h, I8X64), builder.bitcast(offset, I8X64))
+            shifted.append(builder.bitcast(h, I32X16))
         return _states(context, builder, Bytes, shifted)
 
-    return Bytes(states, int32x16, types.int32), generate
+    @intrinsic
+    def right(typing: Any, states: Any, count: Any, mask: Any, offset: Any) -> Any:
+        return Bytes(states, int32x16, int32x16, int32x16), generate
+
+    return right
+
+
+# offset + ((h + 128) >> count & mask); and of those shifted a half, rounded up, before the offset is added.  count in
+# both halves of every lane, mask and offset in every byte
+bytes_right, bytes_right_half_up = _bytes_right(False), _bytes_right(True)
 
 
 @intrinsic

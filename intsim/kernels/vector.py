@@ -364,6 +364,129 @@ transpose_quarters = _instruction(_transpose_quarters)
 shift_right = _instruction(shift_right_value)
 
 
+# --- lanes as two words of 16 bits ---
+
+
+def _of_words(name: str) -> Any:
+    """An instruction on two vectors of words, by LLVM's name of it."""
+
+    def emit(builder: Any, a: Any, b: Any) -> Any:
+        found = call(builder, name, I16X32, *(builder.bitcast(x, I16X32) for x in (a, b)))
+        return builder.bitcast(found, I32X16)
+
+    return emit
+
+
+def _word_operation(name: str) -> Any:
+    def operation(builder: Any, a: Any, b: Any) -> Any:
+        result = getattr(builder, name)(*(builder.bitcast(x, I16X32) for x in (a, b)))
+        return builder.bitcast(result, I32X16)
+
+    return _instruction(operation)
+
+
+def _average(bits: int) -> Any:
+    # as assembly, because LLVM takes an average with a constant apart
+    def average(builder: Any, a: Any, b: Any) -> Any:
+        text = f"vpavg{'b' if bits == 8 else 'w'} $2, $1, $0"
+        return builder.asm(ir.FunctionType(I32X16, [I32X16] * 2), text, "=v,v,v", [a, b], False)
+
+    return average
+
+
+def _pack_unsigned_bytes(builder: Any, a: Any, b: Any) -> Any:
+    packed = call(builder, "llvm.x86.avx512.packuswb.512", I8X64, *(builder.bitcast(v, I16X32) for v in (a, b)))
+    return builder.bitcast(packed, I32X16)
+
+
+add_words, sub_words, mul_words = (_word_operation(name) for name in ("add", "sub", "mul"))
+average_bytes_value, _average_words = _average(8), _average(16)
+shift_words_right_value = _of_words("llvm.x86.avx512.psrlv.w.512")
+# (a, b): the upper 16 bits of the products, of unsigned words
+mul_high_words = _instruction(_of_words("llvm.x86.avx512.pmulhu.w.512"))
+# (a, b): (a + b + 1) >> 1, of unsigned words
+average_words = _instruction(_average_words)
+# (a, counts): shifts of unsigned words by any count; nothing is left from 16 on
+shl_words = _instruction(_of_words("llvm.x86.avx512.psllv.w.512"))
+shr_words = _instruction(shift_words_right_value)
+# (a, b): in each quarter the words of a and then of b, as unsigned bytes, saturated
+pack_unsigned_bytes = _instruction(_pack_unsigned_bytes)
+
+
+@intrinsic
+def sub_words_where(typing: Any, key: Any, a: Any, b: Any, other: Any) -> Any:
+    """The words of a - b where the word of `key` is not 0, of `other` elsewhere."""
+
+    def generate(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        if "avx512vnni" not in cpu.available():
+            return args[3]
+        key, a, b, other = args
+        chosen = builder.icmp_signed("!=", builder.bitcast(key, I16X32), ir.Constant(I16X32, None))
+        # as assembly, because LLVM subtracts first and chooses then
+        function = ir.FunctionType(I32X16, [I32X16] * 3 + [I32])
+        text, constraints = "vpsubw $3, $2, $0 {$4}", "=v,0,v,v,^Yk"
+        return builder.asm(function, text, constraints, [other, a, b, builder.bitcast(chosen, I32)], False)
+
+    return int32x16(*[int32x16] * 4), generate
+
+
+@intrinsic
+def splat_two(typing: Any, array: Any, i: Any) -> Any:
+    """The elements i and i + 1 of an int32 array, by turns."""
+
+    def generate(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        pointer = _pointer(context, builder, sig.args[0], args[0], args[1], I64)
+        both = splat_value(builder, builder.load(pointer, align=4), ir.VectorType(I64, 8))
+        return builder.bitcast(both, I32X16)
+
+    return int32x16(array, types.intp), generate
+
+
+def _words_of(order: list[int]) -> Any:
+    """Each quarter's words in the given order."""
+
+    def emit(builder: Any, a: Any) -> Any:
+        words = builder.bitcast(a, I16X32)
+        whole = ir.Constant(ir.VectorType(I32, 32), [8 * q + i for q in range(4) for i in order])
+        return builder.bitcast(builder.shuffle_vector(words, words, whole), I32X16)
+
+    return _instruction(emit)
+
+
+# (a): in each quarter the lanes 0, 2 (or 1, 3), each of their words twice
+even_lanes_twice, odd_lanes_twice = _words_of([0, 0, 1, 1, 4, 4, 5, 5]), _words_of([2, 2, 3, 3, 6, 6, 7, 7])
+# (a): in each quarter the lanes 0, 0, 1, 1
+low_lanes_twice = _words_of([0, 1, 0, 1, 2, 3, 2, 3])
+
+
+@intrinsic
+def element(typing: Any, array: Any, i: Any) -> Any:
+    """The element i of an int32 array as int64; no negative i is looked for."""
+
+    def generate(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        pointer = _pointer(context, builder, sig.args[0], args[0], args[1], I32)
+        return builder.sext(builder.load(pointer, align=4), I64)
+
+    return types.int64(array, types.intp), generate
+
+
+@intrinsic
+def look_up_128_bytes(typing: Any, low: Any, high: Any, index: Any) -> Any:
+    """Each byte is the one of the 64 of `low` and the 64 of `high` that the byte of `index` says, mod 128.
+
+    Needs AVX-512 VBMI.
+    """
+
+    def generate(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        if not cpu.has_byte_permutation():
+            return args[2]
+        low, high, index = (builder.bitcast(a, I8X64) for a in args)
+        found = call(builder, "llvm.x86.avx512.vpermi2var.qi.512", I8X64, low, index, high)
+        return builder.bitcast(found, I32X16)
+
+    return int32x16(int32x16, int32x16, int32x16), generate
+
+
 @intrinsic
 def look_up_128(typing: Any, table: Any, indices: Any) -> Any:
     """Lane l is element indices[l] mod 128 of an int32 array [128]."""
@@ -401,17 +524,23 @@ def bit_or_where(typing: Any, x: Any, keys: Any, key: Any, bits: Any) -> Any:
 
 @intrinsic
 def list_bits(typing: Any, bits: Any, first: Any, out: Any, j: Any) -> Any:
-    """Stores first + l for each bit l < 16 that is set in `bits`, to out[j ..] int32; returns how many."""
+    """Stores first + l for each bit l < 16 that is set in `bits`, in both halves of out[j ..] int32; returns how many.
+
+    first + 15 < 2^15; 16 elements are written.
+    """
 
     def generate(context: Any, builder: Any, sig: Any, args: Any) -> Any:
         if "avx512vnni" not in cpu.available():
             return ir.Constant(I64, 0)
         bits, first, out, j = args
         low = builder.trunc(bits, I16)
-        found = builder.bitcast(low, ir.VectorType(ir.IntType(1), 16))
-        numbers = builder.add(splat_value(builder, builder.trunc(first, I32)), ir.Constant(I32X16, list(range(16))))
-        target = _pointer(context, builder, sig.args[2], out, j, I32)
-        call(builder, "llvm.masked.compressstore.v16i32", ir.VoidType(), numbers, target, found)
+        found = builder.bitcast(low, ir.VectorType(I1, 16))
+        both = builder.mul(builder.trunc(first, I32), I32(65537))
+        numbers = builder.add(splat_value(builder, both), ir.Constant(I32X16, [65537 * lane for lane in range(16)]))
+        # in a register first: to memory it is a slow instruction
+        name, zero = "llvm.x86.avx512.mask.compress.v16i32", ir.Constant(I32X16, None)
+        packed = call(builder, name, I32X16, numbers, zero, found)
+        builder.store(packed, _pointer(context, builder, sig.args[2], out, j, I32X16), align=4)
         return builder.zext(call(builder, "llvm.ctpop.i16", I16, low), I64)
 
     return types.int64(types.int64, types.int64, out, types.intp), generate
