@@ -6,8 +6,10 @@ PYTHON ?= python3
 # which are most of the bytes: `make golden COUNT=64 GOLDEN=` for many images without them.
 COUNT ?= 2
 GOLDEN ?= --state
-# Further options of pytest, of tools/rtl/run.py and of tests/faults.py.
+# Further options of pytest, of tools/rtl/run.py and of tests/faults.py; how many processes share the test files (0: all
+# in one, for a debugger).
 TESTS ?=
+JOBS ?= 2
 RTL ?=
 FAULTS ?=
 
@@ -36,7 +38,7 @@ golden: $(VENV)/.core
 	$(BIN)/intsim verify $(BUNDLE)
 
 test: $(VENV)/.test
-	$(BIN)/python -m pytest $(TESTS)
+	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile $(TESTS)
 
 # SEED=... draws other files; a failure is run again by the options that it prints.
 SEED ?= 1 2
