@@ -230,6 +230,8 @@ def rendered(value: Any) -> Iterator[str]:
 def _render(value: Any, depth: int) -> str:
     if isinstance(value, str):  # most of what there is
         return encode_basestring_ascii(value)
+    if type(value) is int:  # and most of the rest
+        return str(value)
     compound = (dict, list)
     if not isinstance(value, compound) or not value:
         return json.dumps(value, ensure_ascii=True)
