@@ -608,6 +608,7 @@ def test_exp2(m: int, rounding: str, rom: Array) -> None:
     mode = common.MODES[rounding]
     packed, by_bytes = exp2.packed_rom(rom), exp2.byte_rom(rom)
     assert packed is not None and by_bytes is not None
+    codes = np.append(a * 65537, [0, 0, 0]).astype(np.int32)
     for f in range(32):
         t = p << 19 - f if f <= 19 else p >> f - 19
         j, r = (t >> 12) & 127, t & 4095
@@ -625,7 +626,6 @@ def test_exp2(m: int, rounding: str, rom: Array) -> None:
         # -A-bar of 16 bits in both halves of each element; 16 factors of all codes, then the next
         negative = (-wanted & 65535) * 65537
         negative = negative.astype(np.uint32).view(np.int32).reshape(256, 16, 16).transpose(1, 0, 2).reshape(-1)
-        codes = np.append(a * 65537, [0, 0, 0]).astype(np.int32)
         if mode <= 1 and cpu.choose() in cpu.WIDE:
             rows = np.zeros(256 * 256, dtype=np.int32)
             negative_rows(codes, a, f, packed, m, mode, rows)
@@ -633,7 +633,7 @@ def test_exp2(m: int, rounding: str, rom: Array) -> None:
         by_words = mode == 1 and exp2.LEAST_FRACTION <= f <= exp2.MOST_FRACTION
         if by_words and cpu.choose() in cpu.WIDE and cpu.has_byte_permutation():
             rows = np.zeros(256 * 256, dtype=np.int32)
-            negative_rows_by_words(codes, a, f, by_bytes.reshape(-1), m, rows)
+            negative_rows_by_words(codes, a, f, by_bytes, m, rows)
             assert np.array_equal(rows, negative), f
         for delta, n in ((0, 0), (1, 1), (255, 255), (128, 3), (17, 200), (255, 1), (3, 85)):
             assert exp2.exp2(delta * n, f, rom, m, mode) == wanted[delta, n], f
@@ -659,8 +659,7 @@ def test_scans(rounding: str, lowest: int, states: int, channels: int) -> None:
         kept.append(np.where(rng.random(shape) < 0.5, rng.choice([low, high, *often], shape), drawn).astype(dtype))
         return memory.address_of(kept[-1])
 
-    rom = ROM
-    packed, by_bytes = exp2.packed_rom(rom), exp2.byte_rom(rom)
+    packed, by_bytes = exp2.packed_rom(ROM), exp2.byte_rom(ROM)
     assert packed is not None and by_bytes is not None
     by_words = cpu.has_byte_permutation() and mode == 1
     a = np.zeros((room, padded), dtype=np.int32)
@@ -674,7 +673,7 @@ def test_scans(rounding: str, lowest: int, states: int, channels: int) -> None:
     # bits of A-bar's fraction and the state, and the largest shift of a token, with which y_acc has 32 bits
     for m, bits, most in ((15, 16, 4), (15, 8, 12), (8, 16, 4), (1, 8, 12)):
         constants = [
-            *(memory.address_of(a), draw(0, 31, (room,), np.int64), memory.address_of(rom), memory.address_of(packed)),
+            *(memory.address_of(a), draw(0, 31, (room,), np.int64), memory.address_of(ROM), memory.address_of(packed)),
             memory.address_of(by_bytes) if by_words else 0,
             *(draw(-(2**20), 2**20, (room,), np.int32), draw(lowest, scan.LARGEST_RIGHT - most, (room,), np.int32)),
             *(draw(0, most, (tokens,), np.int64, 1), 0, most),

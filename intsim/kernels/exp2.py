@@ -87,7 +87,7 @@ LEAST_FRACTION, MOST_FRACTION = 7, 19  # of exp2_rows_by_words
 
 
 def byte_rom(rom: Array) -> Array | None:
-    """int8 [4, 128]: low and high bytes of rom[128 - i] - 65536, low and high bytes of rom[127 - i] - rom[128 - i].
+    """int8 [512]: low and high bytes of rom[128 - i] - 65536, low and high bytes of rom[127 - i] - rom[128 - i].
 
     None if the entries do not fall, or not from 2^17 to 2^16.
     """
@@ -96,28 +96,28 @@ def byte_rom(rom: Array) -> Array | None:
     if wide[0] != 1 << 16 or wide[-1] != 1 << 17 or step.min() < 0:
         return None
     halves = [x >> at & 255 for x in (value, step) for at in (0, 8)]
-    return np.array(halves, dtype=np.uint8).view(np.int8)
+    return np.array(halves, dtype=np.uint8).view(np.int8).reshape(-1)
 
 
 @kernel
 def exp2_rows_by_words(codes, count, a, f, rom, m, table, at):
     """`exp2_rows` for half_up and LEAST_FRACTION <= f <= MOST_FRACTION, 32 values in a vector.  Needs AVX-512 VBMI.
 
-    codes int32 [count + 3], each in both halves, rising; rom: byte_rom [512].  Counted from the other side, everything
+    codes int32 [count + 3], each in both halves, rising; rom: byte_rom.  Counted from the other side, everything
     has 16 bits.  With -p = q - w * 2^f, 0 <= q < 2^f, the entries of SPEC 5.7 are those of 2^-w * 2^(q / 2^f): with i
     the upper 7 bits of q and r the others, the line from rom[128 - i] to rom[127 - i] is at
     rom[128 - i] + ((rom[127 - i] - rom[128 - i]) * r >> (f - 7)), 2^16 and more, less than 2^17.  This floor changes
     nothing, as 16 + w - m more bits are rounded away, 2 or more for w > 0.  p = 0, where w = 0, is set apart.
     """
     ones, zero = v.splat(np.int32(-1)), v.splat(np.int32(0))
-    lowest = v.splat(np.int32((65536 - (1 << m)) * 65537))
+    lowest = v.splat_words(-(1 << m))
     negative = v.sub(zero, a)
     factor = v.low_lanes_twice(v.pack_words(negative, negative))
-    to_index = v.splat(np.int32((f - 7) * 65537))
-    index_bits = v.splat(np.int32(127 * 65537))
-    above = v.splat(np.int32((128 - (1 << min(23 - f, 7))) * 65537))  # bits of q above the 16 of a product: ones
-    to_rest, to_whole = v.splat(np.int32((23 - f) * 65537)), v.splat(np.int32(f * 65537))
-    most = v.splat(np.int32((14 - m + (1 << max(16 - f, 0))) * 65537))
+    to_index = v.splat_words(f - 7)
+    index_bits = v.splat_words(127)
+    above = v.splat_words(128 - (1 << min(23 - f, 7)))  # bits of q above the 16 of a product: ones
+    to_rest, to_whole = v.splat_words(23 - f), v.splat_words(f)
+    most = v.splat_words(14 - m + (1 << max(16 - f, 0)))
     v0, v1, v2, v3 = v.load_bytes(rom, 0), v.load_bytes(rom, 64), v.load_bytes(rom, 128), v.load_bytes(rom, 192)
     s0, s1, s2, s3 = v.load_bytes(rom, 256), v.load_bytes(rom, 320), v.load_bytes(rom, 384), v.load_bytes(rom, 448)
     for i in range(count, count + 3):
@@ -127,7 +127,7 @@ def exp2_rows_by_words(codes, count, a, f, rom, m, table, at):
         p1 = v.mul_words(factor, v.splat_two(codes, i + 2))
         i0 = v.bit_or(v.bit_and(v.shr_words(p0, to_index), index_bits), above)
         i1 = v.bit_or(v.bit_and(v.shr_words(p1, to_index), index_bits), above)
-        index = v.pack_unsigned_bytes(i0, i1)
+        index = v.pack_bytes(i0, i1)
         low, high = v.look_up_128_bytes(v0, v1, index), v.look_up_128_bytes(v2, v3, index)
         step_low, step_high = v.look_up_128_bytes(s0, s1, index), v.look_up_128_bytes(s2, s3, index)
         for half in range(2):

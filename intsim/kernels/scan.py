@@ -28,7 +28,7 @@ from intsim.kernels.exp2 import (
     packed_rom,
 )
 from intsim.kernels.memory import int8_at, int16_at, int32_at, int64_at, uint8_at, uint16_at
-from intsim.kernels.requantize import half_lanes, store_lanes, wide_lanes
+from intsim.kernels.requantize import clamp_lanes, half_lanes, store_lanes, wide_lanes
 from intsim.kernels.states import (
     byte_sums,
     bytes_left,
@@ -82,9 +82,8 @@ class Scan(Kernel):
         h, y = self.tensor("h"), self.tensor("y")
         m = int(op.attributes["abar_fraction"])
         least, most = (int(f(b_shift) + f(token_shift)) for f in (np.min, np.max))
-        packed, by_bytes = packed_rom(rom), byte_rom(rom)
-        if self.mode != 1 or not cpu.has_byte_permutation():
-            by_bytes = None
+        packed = packed_rom(rom)
+        by_bytes = byte_rom(rom) if self.mode == 1 and cpu.has_byte_permutation() else None
         self.method = TRACED
         if least >= -LARGEST_LEFT and rom.min() >= 0 and rom.max() <= 1 << 17:
             self.method = VECTOR
@@ -99,7 +98,7 @@ class Scan(Kernel):
             *(BATCH, self.tokens, self.channels, states, self.method, self.clamps),
             *(self.keep(whole.reshape(-1)), self.keep(pad(self.constant("A_fraction", np.int64), BLOCK))),
             *(self.keep(rom), self.keep(rom if packed is None else packed)),
-            0 if by_bytes is None else self.keep(by_bytes.reshape(-1)),
+            0 if by_bytes is None else self.keep(by_bytes),
             *(self.keep(pad(self.constant("D", np.int32), BLOCK)), self.keep(pad(b_shift.astype(np.int32), BLOCK))),
             *(self.keep(token_shift), int(token_shift.min()), int(token_shift.max())),
             *(self.keep(pad(y_shift.astype(np.int32), BLOCK)), self.keep(y_row_shift)),
@@ -418,6 +417,10 @@ def scan_avx512(a, start, stop, scratch):
     seen, codes, shifts = int32_at(at, 8 * 16), int32_at(at + 8 * 16 * 4, 256 + 32), at + (8 * 16 + 256 + 32) * 4
     fill_table(a, start, block, int32_at(scratch, BLOCK * TABLE), seen, codes)
     write_shifts(a, start, shifts)
+    b_shift = int32_at(a[B_SHIFT], start + 16)
+    least = most = np.int64(b_shift[start])
+    for j in range(start + 1, start + 16):
+        least, most = min(least, np.int64(b_shift[j])), max(most, np.int64(b_shift[j]))
     bytes_ = a[H_SIZE] == 1
     for i in range(images):
         h, words = no_bytes(), no_words()
@@ -433,26 +436,24 @@ def scan_avx512(a, start, stop, scratch):
             if states < 16:
                 b = widened(b, states, states, count, copies + 2 * SOME * 16)
                 c = widened(c, states, states, count, copies + 3 * SOME * 16)
-            write_factors(a, start, block, row, first, count, delta, u, width, shifts, factors)
+            write_factors(a, start, block, row, first, count, delta, u, width, shifts, least, factors)
             if bytes_:
-                h = update_bytes(a, h, start, first, count, delta, width, b, c, scratch, factors, shifts, sums)
+                h = update_bytes(a, h, first, count, delta, width, b, c, scratch, factors, shifts, most, sums)
             else:
-                words = update_words(a, words, start, first, count, delta, width, b, c, scratch, factors, shifts, sums)
+                words = update_words(a, words, first, count, delta, width, b, c, scratch, factors, shifts, sums)
             write_y(a, start, block, row, first, count, u, width, int32_at(sums, SOME * 16))
 
 
 @kernel
-def update_bytes(a, h, start, first, count, delta, width, b_rows, c_rows, table, factors, shifts, sums):
+def update_bytes(a, h, first, count, delta, width, b_rows, c_rows, table, factors, shifts, most, sums):
     """Updates states of 8 bits with `count` tokens from `first` on; writes the sums of h * C, int32 [count, 16].
 
     delta: address of the first token's codes of 16 channels, width: from token to token; b_rows, c_rows: addresses of
-    int8 [count, 16]; table: see `fill_table`; factors: see `write_factors`; shifts: see `write_shifts`.
+    int8 [count, 16]; table: see `fill_table`; factors: see `write_factors`; shifts: see `write_shifts`; most: the
+    largest b_shift of the 16.
     """
     m, mode = a[M], a[MODE]
-    token_shift, b_shift = int64_at(a[TOKEN_SHIFT], a[TOKENS]), int32_at(a[B_SHIFT], start + 16)
-    most = np.int64(b_shift[start])
-    for j in range(start + 1, start + 16):
-        most = max(most, np.int64(b_shift[j]))
+    token_shift = int64_at(a[TOKEN_SHIFT], a[TOKENS])
     written = int32_at(sums, count * 16)
     right = v.splat(np.int32(m))
     begin = v.bit_xor(half_lanes(right, mode), v.splat(np.int32(-1)))
@@ -463,17 +464,14 @@ def update_bytes(a, h, start, first, count, delta, width, b_rows, c_rows, table,
             # (h + 128) >> s is h >> s and 128 >> s; by 8 bits or more half_up gives 0, and floor what it gives for 7
             halves = mode & 1
             by = min(step, 8 if halves else 7)
-            mask = v.splat(np.int32((255 >> (by - halves)) * (by < 8) * 0x1010101))
-            offset = v.splat(np.int32((128 - (128 >> by)) * 0x1010101))
-            if halves:
-                h = bytes_right_half_up(h, v.splat(np.int32((by - 1) * 65537)), mask, offset)
-            else:
-                h = bytes_right(h, v.splat(np.int32(by * 65537)), mask, offset)
+            counts, offset = v.splat_words(by - halves), v.splat_bytes(128 - (128 >> by))
+            mask = v.splat_bytes((255 >> (by - halves)) * (by < 8))
+            h = bytes_right_half_up(h, counts, mask, offset) if halves else bytes_right(h, counts, mask, offset)
         elif step < 0:
             h = bytes_left(h, np.int32(min(-step, 8)))
         b = pairs_of(b_rows + 16 * k)
         if most + left > 0:
-            at = shifts + (left - a[LEAST_LEFT]) * SHIFTS * 4
+            at = shifts_at(a, shifts, left)
             h = bytes_updated_right(h, factors + 64 * k, at, delta + width * k, table, TABLE * 4, b, begin, right)
         else:
             h = bytes_updated(h, factors + 64 * k, 0, delta + width * k, table, TABLE * 4, b, begin, right)
@@ -482,7 +480,7 @@ def update_bytes(a, h, start, first, count, delta, width, b_rows, c_rows, table,
 
 
 @kernel
-def update_words(a, h, start, first, count, delta, width, b_rows, c_rows, table, factors, shifts, sums):
+def update_words(a, h, first, count, delta, width, b_rows, c_rows, table, factors, shifts, sums):
     """`update_bytes` for states of more than 8 bits."""
     m, mode = a[M], a[MODE]
     token_shift = int64_at(a[TOKEN_SHIFT], a[TOKENS])
@@ -497,7 +495,7 @@ def update_words(a, h, start, first, count, delta, width, b_rows, c_rows, table,
             h = words_right(h, half_lanes(by, mode), by)
         elif step < 0:
             h = words_left(h, v.splat(np.int32(-step)), low, high)
-        b, at = pairs_of(b_rows + 16 * k), shifts + (left - a[LEAST_LEFT]) * SHIFTS * 4
+        b, at = pairs_of(b_rows + 16 * k), shifts_at(a, shifts, left)
         h = words_updated(h, factors + 64 * k, at, delta + width * k, table, TABLE * 4, b, half, right, low, high)
         v.store_int32(written, 16 * k, word_sums(h, v.load_quarters(c_rows + 16 * k)))
     return h
@@ -522,6 +520,12 @@ def widened(source, width, n, count, target):
 
 
 @kernel
+def shifts_at(a, shifts, left):
+    """The address of what `write_shifts` wrote for a token's shift."""
+    return shifts + (left - a[LEAST_LEFT]) * SHIFTS * 4
+
+
+@kernel
 def write_shifts(a, start, shifts):
     """For each shift of a token, from the least on, int32 [5, 16]: of 16 channels what their b needs.
 
@@ -534,9 +538,9 @@ def write_shifts(a, start, shifts):
     begin, top, most = zero, 30, 30
     if a[H_SIZE] == 1:
         begin, top, most = v.bit_xor(half_lanes(v.splat(np.int32(a[M])), mode), v.splat(np.int32(-1))), 23, 23
-    for i in range(a[MOST_LEFT] - a[LEAST_LEFT] + 1):
-        row = int32_at(shifts + i * SHIFTS * 4, SHIFTS)
-        shift = v.add(b_shift, v.splat(np.int32(a[LEAST_LEFT] + i)))
+    for left in range(a[LEAST_LEFT], a[MOST_LEFT] + 1):
+        row = int32_at(shifts_at(a, shifts, left), SHIFTS)
+        shift = v.add(b_shift, v.splat(np.int32(left)))
         right, up = v.maximum(shift, zero), v.maximum(v.sub(zero, shift), zero)
         up = v.minimum(up, v.splat(np.int32(most)))
         constant = v.sub(half_lanes(right, 1), v.minimum(right, one))
@@ -551,21 +555,17 @@ def write_shifts(a, start, shifts):
 
 
 @kernel
-def write_factors(a, start, block, row, first, count, delta, u, width, shifts, factors):
+def write_factors(a, start, block, row, first, count, delta, u, width, shifts, least, factors):
     """-dx << s of 16 channels, in two words (vector.add_pairs), for each of `count` tokens from `first` on.  `dx`, if
     wanted, of `block` channels, in the rows from `row` on.
 
     s = 0 for states of more than 8 bits, else max(-b_shift - token_shift, 0); and then it is clamped to -2^23 ..
     2^23 - 1, which changes no state: |A-bar * h| is at most 2^22, and if |dx << s|, and so also |b| but for B = 0, is
     2^23 - 1 or more, acc is beyond what a state of 8 bits can hold, in the same direction.  Where no channel has an s,
-    -dx is one word and the other is 0.
+    -dx is one word and the other is 0.  least: the least b_shift of the 16.
     """
-    b_shift, token_shift = int32_at(a[B_SHIFT], start + 16), int64_at(a[TOKEN_SHIFT], a[TOKENS])
-    enough = -np.int64(b_shift[start])  # from this shift of a token on there is no s
-    for j in range(start + 1, start + 16):
-        enough = max(enough, -np.int64(b_shift[j]))
-    if a[H_SIZE] > 1:
-        enough = a[LEAST_LEFT]
+    token_shift = int64_at(a[TOKEN_SHIFT], a[TOKENS])
+    enough = a[LEAST_LEFT] if a[H_SIZE] > 1 else -least  # from this shift of a token on there is no s
     target = int32_at(factors, count * 16)
     zero, byte, above = v.splat(np.int32(0)), v.splat(np.int32(255)), v.splat(np.int32(-256))
     eight, word, highest = v.splat(np.int32(8)), v.splat(np.int32(65535)), v.splat(np.int32((1 << 23) - 1))
@@ -578,7 +578,7 @@ def write_factors(a, start, block, row, first, count, delta, u, width, shifts, f
         if left >= enough:
             v.store_int32(target, 16 * k, v.bit_and(dx, word))
         else:
-            rows = int32_at(shifts + (left - a[LEAST_LEFT]) * SHIFTS * 4, SHIFTS)
+            rows = int32_at(shifts_at(a, shifts, left), SHIFTS)
             dx = v.maximum(v.minimum(dx, v.load_int32(rows, 32)), v.load_int32(rows, 48))
             dx = v.minimum(v.shl(dx, v.load_int32(rows, 64)), highest)
             v.store_int32(target, 16 * k, v.bit_or(v.shl(v.bit_and(dx, above), eight), v.bit_and(dx, byte)))
@@ -594,8 +594,7 @@ def write_y(a, start, block, row, first, count, u, width, sums):
     token_shift, y_row_shift = int64_at(a[TOKEN_SHIFT], tokens), int64_at(a[Y_ROW_SHIFT], tokens)
     y_shift = v.load_int32(int32_at(a[Y_SHIFT], start + 16), start)
     d = v.load_int32(int32_at(a[D], start + 16), start)
-    one = v.splat(np.int32(1))
-    low, high, halves = v.splat(np.int32(a[Y_LOW])), v.splat(np.int32(a[Y_HIGH])), v.splat(np.int32(-mode))
+    low, high = a[Y_LOW], a[Y_HIGH]
     for k in range(count):
         t = first + k
         factor = v.load_int8(int8_at(u + width * k, 16), 0)
@@ -604,8 +603,7 @@ def write_y(a, start, block, row, first, count, u, width, sums):
             store_lanes(a[Y_ACC] + 4 * ((row + k) * channels + start), 4, block, acc)
         shift = v.add(y_shift, v.splat(np.int32(y_row_shift[t])))
         if a[NARROW]:
-            half = v.bit_and(v.lshr(v.shl(one, shift), one), halves)
-            y = v.maximum(v.minimum(v.shift_right(v.add(acc, half), shift), high), low)
+            y = clamp_lanes(v.shift_right(v.add(acc, half_lanes(shift, mode)), shift), low, high)
         else:
-            y = wide_lanes(acc, shift, a[Y_LOW], a[Y_HIGH], mode)
+            y = wide_lanes(acc, shift, low, high, mode)
         store_lanes(a[Y] + (row + k) * channels + start, 1, block, y)

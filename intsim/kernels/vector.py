@@ -317,18 +317,6 @@ def clamp_pieces(builder: Any, bits: int, value: Any, low: Any, high: Any) -> An
 
 
 @intrinsic
-def twice(typing: Any, a: Any) -> Any:
-    """The lower 16 bits of each lane in both its halves."""
-
-    def generate(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-        words = builder.bitcast(args[0], I16X32)
-        order = ir.Constant(ir.VectorType(I32, 32), [i // 2 * 2 for i in range(32)])
-        return builder.bitcast(builder.shuffle_vector(words, words, order), I32X16)
-
-    return int32x16(int32x16), generate
-
-
-@intrinsic
 def clamp_bytes(typing: Any, a: Any, low: Any, high: Any) -> Any:
     """Signed bytes clamped to low .. high."""
 
@@ -394,11 +382,6 @@ def _average(bits: int) -> Any:
     return average
 
 
-def _pack_unsigned_bytes(builder: Any, a: Any, b: Any) -> Any:
-    packed = call(builder, "llvm.x86.avx512.packuswb.512", I8X64, *(builder.bitcast(v, I16X32) for v in (a, b)))
-    return builder.bitcast(packed, I32X16)
-
-
 add_words, sub_words, mul_words = (_word_operation(name) for name in ("add", "sub", "mul"))
 average_bytes_value, _average_words = _average(8), _average(16)
 shift_words_right_value = _of_words("llvm.x86.avx512.psrlv.w.512")
@@ -409,8 +392,22 @@ average_words = _instruction(_average_words)
 # (a, counts): shifts of unsigned words by any count; nothing is left from 16 on
 shl_words = _instruction(_of_words("llvm.x86.avx512.psllv.w.512"))
 shr_words = _instruction(shift_words_right_value)
-# (a, b): in each quarter the words of a and then of b, as unsigned bytes, saturated
-pack_unsigned_bytes = _instruction(_pack_unsigned_bytes)
+
+
+def _splat_pieces(bits: int) -> Any:
+    @intrinsic
+    def splat_pieces(typing: Any, value: Any) -> Any:
+        def generate(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+            kind = ir.IntType(bits)
+            pieces = splat_value(builder, builder.trunc(args[0], kind), ir.VectorType(kind, 512 // bits))
+            return builder.bitcast(pieces, I32X16)
+
+        return int32x16(types.int64), generate
+
+    return splat_pieces
+
+
+splat_bytes, splat_words = _splat_pieces(8), _splat_pieces(16)  # the low bits of an int64 in every byte or word
 
 
 @intrinsic
@@ -453,6 +450,8 @@ def _words_of(order: list[int]) -> Any:
     return _instruction(emit)
 
 
+# (a): the lower word of each lane in both its halves
+twice = _words_of([0, 0, 2, 2, 4, 4, 6, 6])
 # (a): in each quarter the lanes 0, 2 (or 1, 3), each of their words twice
 even_lanes_twice, odd_lanes_twice = _words_of([0, 0, 1, 1, 4, 4, 5, 5]), _words_of([2, 2, 3, 3, 6, 6, 7, 7])
 # (a): in each quarter the lanes 0, 0, 1, 1
