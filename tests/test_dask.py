@@ -318,6 +318,23 @@ def test_what_cannot_be_reached(monkeypatch, program, pictures, tmp_path):
             cluster.run(program.file, Counts(), pictures)
 
 
+def test_a_client_that_failed_is_closed(monkeypatch, program, pictures):
+    """Not by the garbage collector, which may come while another one starts and holds the lock that closing needs."""
+    made = []
+
+    def keep(client, *args, **options):
+        made.append(client)
+        connect(client, *args, **options)
+
+    connect = distributed.Client.__init__
+    monkeypatch.setattr(distributed.Client, "__init__", keep)
+    monkeypatch.setattr(golden.cluster.connect, "TIMEOUT", 1)
+    for address in (f"tcp://127.0.0.1:{free_port()}", "nonsense", "carrier-pigeon://roof:1"):
+        with pytest.raises(UserError, match="cannot be reached"), Cluster(scheduler=address) as cluster:
+            cluster.run(program.file, Counts(), pictures)
+    assert [client.status for client in made] == ["closed"] * 3
+
+
 def test_without_dask(monkeypatch, program, pictures):
     monkeypatch.setitem(sys.modules, "distributed", None)
     with pytest.raises(UserError, match=r"^this needs Dask: pip install '\.\[dask\]' in intsim's source folder"):

@@ -103,19 +103,17 @@ class Cluster:
     def _connect(self) -> Any:
         need("distributed")
         import dask
-        from distributed import Client
 
         self._stack.enter_context(quiet())
         self._stack.enter_context(dask.config.set(SETTINGS))
         if self.workers:
-            local = Client(self._start(self.workers), direct_to_workers=True, set_as_default=False)
-            return self._stack.enter_context(local)
+            return self._stack.enter_context(open_client(self._start(self.workers), direct_to_workers=True))
         assert self.scheduler is not None
         address = self.scheduler
         if address.endswith(".json"):
             address = scheduler_address(Path(address))
         try:
-            return self._stack.enter_context(Client(address, timeout=TIMEOUT, set_as_default=False))
+            return self._stack.enter_context(open_client(address, timeout=TIMEOUT))
         except (OSError, ValueError, RuntimeError, TypeError, AssertionError) as problem:  # of addresses, too
             raise UserError(
                 f"the scheduler at {self.scheduler} cannot be reached within {TIMEOUT} s: {problem}"
@@ -141,6 +139,24 @@ class Cluster:
         except (OSError, RuntimeError, TimeoutError) as problem:
             raise UserError(f"{workers} workers cannot be started on this machine: {problem}") from None
         return self._stack.enter_context(cluster)
+
+
+def open_client(where: Any, **options: Any) -> Any:
+    """A distributed.Client of a scheduler's address or a cluster; closed if it cannot be connected.
+
+    Left to the garbage collector, a Client that failed closes itself when it is found: that may be within the start of
+    another, which then holds the lock that closing waits for, for ever.
+    """
+    from distributed import Client
+
+    client = Client.__new__(Client)  # a constructor that raises returns nothing to close
+    try:
+        Client.__init__(client, where, set_as_default=False, **options)
+    except BaseException:
+        with contextlib.suppress(Exception):
+            client.close()
+        raise
+    return client
 
 
 def scheduler_address(path: Path) -> str:
