@@ -81,15 +81,10 @@ class Weights:
             target = self.start if len(levels) == 1 else self.bias
             target[real_rows] = (target[real_rows] - 128 * correction[columns[real_rows]]).astype(np.int32)
 
-        # for permute_row: the place of each packed byte in its pair of 64 bytes, and the bytes that each pair gives
-        blocks = -(-len(order) // 64)
-        self.pairs = -(-self.inputs // 128)
-        self.vectorised = int(path == "avx512vnni" and bool(self.permuted) and cpu.has_byte_permutation())
-        whole_order = np.full(blocks * 64, -1, dtype=np.int64)
-        whole_order[: len(order)] = self.order
-        self.bytes_order = (whole_order & 127).astype(np.uint8)
-        from_pair = (whole_order.reshape(blocks, 1, 64) >> 7) == np.arange(self.pairs)[:, None]
-        self.masks = np.packbits(from_pair, axis=2, bitorder="little").reshape(-1).view(np.int64)
+        self.vectorised = int(
+            path == "avx512vnni" and bool(self.permuted) and self.inputs >= 64 and cpu.has_byte_permutation()
+        )
+        self.bytes_order, self.masks = pieces_of_order(self.order, max(self.inputs, 64))
         self.start, self.bias, self.bytes_order = aligned(self.start), aligned(self.bias), aligned(self.bytes_order)
         self.kept = [self.order, self.packed, self.start, self.ends, self.bias, self.bytes_order, self.masks]
         self.row_bytes = self.depth * 4
@@ -113,6 +108,23 @@ class Weights:
         ]
 
 
+def pieces_of_order(order: Array, inputs: int) -> tuple[Array, Array]:
+    """For permute_rows: order [padded], -1 for none, in pieces of 64 bytes, of which the last ends with its row.
+
+    Returns uint8 [blocks, 64], the place of each packed byte in its piece of the inputs, and int64 [blocks, pieces],
+    the bytes of a block that come from each piece.
+    """
+    order = np.pad(order, (0, max(64 - len(order), 0)), constant_values=-1)
+    ends = np.minimum(np.arange(64, len(order) + 64, 64), len(order))
+    blocks = order[ends[:, None] + np.arange(-64, 0)].astype(np.int64)
+    piece = np.where(blocks < 0, -1, blocks // 64)
+    pieces = -(-inputs // 64)
+    place_in_piece = blocks - np.minimum(64 * piece, inputs - 64)
+    given = piece[:, None] == np.arange(pieces)[:, None]
+    masks = np.packbits(given, axis=2, bitorder="little").reshape(-1).view(np.int64)
+    return np.where(blocks < 0, 0, place_in_piece).astype(np.uint8), masks
+
+
 PATH, WIDE, INPUTS, DEPTH, ORDER, PACKED, START, ENDS, GROUPS, VECTORS, BIAS, BYTES_ORDER, MASKS = range(13)
 ARGUMENTS = 13
 
@@ -127,9 +139,16 @@ def rows_of(rows):
 def pack_rows(w, x, rows, out):
     """Packs `rows` rows of int8 inputs at the address x, and some up to a multiple of ROWS, to the address `out`.
 
-    w: Weights.arguments().  Behind the packed rows it needs 128 bytes more than the inputs for itself.
+    w: Weights.arguments().
     """
     inputs, depth, order = w[INPUTS], w[DEPTH], w[ORDER]
+    if w[BYTES_ORDER]:
+        for r in range(0, rows, ROWS):
+            last = rows - 1 - r
+            x_0, out_0 = x + r * inputs, out + r * depth * 4
+            x_1, x_2, x_3 = x_0 + min(1, last) * inputs, x_0 + min(2, last) * inputs, x_0 + min(3, last) * inputs
+            permute_rows(x_0, x_1, x_2, x_3, inputs, w[BYTES_ORDER], w[MASKS], out_0, depth * 4)
+        return
     for r in range(rows_of(rows)):
         source = int8_at(x + min(r, rows - 1) * inputs, inputs)
         if w[WIDE]:
@@ -145,15 +164,7 @@ def pack_rows(w, x, rows, out):
                     words[k] = 0
         else:
             octets = int8_at(out + r * depth * 4, depth * 4)
-            if w[BYTES_ORDER]:
-                # in the room behind the last row, whole pairs for reading, and whole blocks of each row for writing
-                row = out + rows_of(rows) * depth * 4 + 64
-                copy = int8_at(row, inputs)
-                for k in range(inputs):
-                    copy[k] = source[k]
-                blocks = (depth + 15) // 16
-                permute_row(row, (inputs + 127) // 128, w[BYTES_ORDER], w[MASKS], blocks, out + r * depth * 4)
-            elif order:
+            if order:
                 at = int32_at(order, depth * 4)
                 for k in range(depth * 4):
                     octets[k] = source[max(at[k], 0)] ^ np.int8(-128)
@@ -218,11 +229,23 @@ def _sums(builder: Any, path: str, vectors: int, args: list[Any]) -> dict[tuple[
                     total = sums[(r, *part)]
                     builder.store(_multiply_add(builder, path, builder.load(total), value, weights[part]), total)
         builder.store(end, done)
-        with builder.if_then(builder.icmp_signed("!=", shift, ir.Constant(I64, 0))):
-            count = splat_value(builder, builder.trunc(shift, I32), vector)
-            for total in sums.values():
-                builder.store(builder.shl(builder.load(total), count), total)
+        with builder.if_else(builder.icmp_signed("==", shift, ir.Constant(I64, 1))) as (by_one, otherwise):
+            with by_one:  # the commonest; twice as many additions as shifts fit into a cycle
+                for total in sums.values():
+                    value = builder.load(total)
+                    builder.store(builder.add(value, value), total)
+            with otherwise, builder.if_then(builder.icmp_signed("!=", shift, ir.Constant(I64, 0))):
+                for total in sums.values():
+                    builder.store(shift_left(builder, builder.load(total), shift), total)
     return sums
+
+
+def shift_left(builder: Any, value: Any, count: Any) -> Any:
+    """value << count, the same int64 for every lane, below 32."""
+    counts = splat_value(builder, builder.trunc(count, I32), value.type)
+    if value.type == I32X16 and cpu.AVX512 <= cpu.features():  # else LLVM takes two, for a uniform count
+        return call(builder, "llvm.x86.avx512.psllv.d.512", I32X16, value, counts)
+    return builder.shl(value, counts)
 
 
 def place(builder: Any, address: Any, offset: int, kind: Any) -> Any:
@@ -250,13 +273,11 @@ def _tile(path: str, vectors: int) -> Any:
 
 
 def finish_row(
-    builder: Any, sums: list[Any], left: Any, bias: Any, shift: Any, low: Any, high: Any, size: Any, target: Any
-) -> None:  # fmt: skip
+    builder: Any, sums: list[Any], bias: Any, shift: Any, low: Any, high: Any, size: Any, target: Any
+) -> None:
     """Emits the requantization of 64 sums of a row, and their stores to `target`; see `finished_tile`."""
-    left = splat_value(builder, builder.trunc(left, I32))
     values = []
     for q, value in enumerate(sums):
-        value = builder.shl(value, left)
         value = builder.add(value, builder.load(place(builder, bias, 64 * q, I32X16), align=4))
         count = builder.load(place(builder, shift, 64 * q, I32X16), align=4)
         values.append(call(builder, "llvm.x86.avx512.psrav.d.512", I32X16, value, count))
@@ -285,8 +306,8 @@ def finished_tile(
 ) -> Any:  # fmt: skip
     """A tile of 64 outputs, requantized without leaving the registers: `rows` rows to the address `out`.
 
-    lefts: address of int64 [ROWS], a left shift for each row; bias, with the rounding constant, and shift: addresses
-    of int32 [64]; size: bytes of an output, 1 or 2; out_stride: bytes from row to row.
+    lefts: address of int64 [ROWS], a left shift for each row, or 0 for none; bias, with the rounding constant, and
+    shift: addresses of int32 [64]; size: bytes of an output, 1 or 2; out_stride: bytes from row to row.
     """
 
     def generate(context: Any, builder: Any, sig: Any, args: Any) -> Any:
@@ -294,48 +315,70 @@ def finished_tile(
             return context.get_dummy_value()
         sums = _sums(builder, "avx512vnni", WIDEST, args[:7])
         lefts, bias, shift, low, high, size, rows, out, out_stride = args[7:]
+        with builder.if_then(builder.icmp_signed("!=", lefts, ir.Constant(I64, 0))):
+            for r in range(ROWS):
+                left = builder.load(place(builder, lefts, 8 * r, I64), align=8)
+                for q in range(WIDEST):
+                    builder.store(shift_left(builder, builder.load(sums[r, q, 0]), left), sums[r, q, 0])
         for r in range(ROWS):
             with builder.if_then(builder.icmp_signed("<", ir.Constant(I64, r), rows)):
-                left = builder.load(place(builder, lefts, 8 * r, I64), align=8)
                 values = [builder.load(sums[r, q, 0]) for q in range(WIDEST)]
                 target = builder.add(out, builder.mul(out_stride, ir.Constant(I64, r)))
-                finish_row(builder, values, left, bias, shift, low, high, size, target)
+                finish_row(builder, values, bias, shift, low, high, size, target)
         return context.get_dummy_value()
 
     return types.void(*[types.int64] * 16), generate
 
 
 @intrinsic
-def permute_row(typing: Any, x: Any, pairs: Any, order: Any, masks: Any, blocks: Any, out: Any) -> Any:
-    """out[i] = x[order[i]] ^ 0x80 for blocks of 64 bytes; x: address of pairs * 128 bytes.
+def permute_rows(
+    typing: Any, x_0: Any, x_1: Any, x_2: Any, x_3: Any, inputs: Any, order: Any, masks: Any, out: Any, size: Any
+) -> Any:
+    """out[r, i] = x_r[order[i]] ^ 0x80 for ROWS rows of `inputs` bytes at addresses x_r; out: address of [ROWS, size].
 
-    order: address of uint8 [blocks, 64], places in a pair of 64 bytes; masks: address of int64 [blocks, pairs], the
-    bytes that come from each pair.  Needs AVX-512 VBMI.
+    order, masks: addresses of what `pieces_of_order` made.  inputs, size: at least 64.  Needs AVX-512 VBMI.
     """
 
     def generate(context: Any, builder: Any, sig: Any, args: Any) -> Any:
         if not cpu.has_byte_permutation():
             return context.get_dummy_value()
-        x, pairs, order, masks, blocks, out = args
-        found = cgutils.alloca_once_value(builder, ir.Constant(I8X64, None))
+        *rows, inputs, order, masks, out, size = args
+        nothing = ir.Constant(I8X64, None)
+        found = [cgutils.alloca_once_value(builder, nothing) for _ in rows]
+        blocks, pieces = count_pieces(builder, size), count_pieces(builder, inputs)
         with cgutils.for_range(builder, blocks, intp=I64) as loop:
-            at = builder.mul(loop.index, ir.Constant(I64, 64))
-            index = builder.load(place(builder, builder.add(order, at), 0, I8X64), align=1)
-            builder.store(ir.Constant(I8X64, None), found)
-            with cgutils.for_range(builder, pairs, intp=I64) as inner:
-                entry = builder.add(builder.mul(loop.index, pairs), inner.index)
+            entry = builder.add(order, builder.mul(loop.index, ir.Constant(I64, 64)))
+            index = builder.load(place(builder, entry, 0, I8X64), align=1)
+            for total in found:
+                builder.store(nothing, total)
+            with cgutils.for_range(builder, pieces, intp=I64) as inner:
+                entry = builder.add(builder.mul(loop.index, pieces), inner.index)
                 entry = builder.add(masks, builder.mul(entry, ir.Constant(I64, 8)))
-                mask = builder.load(place(builder, entry, 0, I64), align=8)
-                source = builder.add(x, builder.mul(inner.index, ir.Constant(I64, 128)))
-                low, high = (builder.load(place(builder, source, 64 * i, I8X64), align=1) for i in (0, 1))
-                moved = call(builder, "llvm.x86.avx512.vpermi2var.qi.512", I8X64, low, index, high)
-                lanes = builder.bitcast(mask, ir.VectorType(I1, 64))
-                builder.store(builder.select(lanes, moved, builder.load(found)), found)
-            flipped = builder.xor(builder.load(found), ir.Constant(I8X64, [-128] * 64))
-            builder.store(flipped, place(builder, builder.add(out, at), 0, I8X64), align=1)
+                given = builder.bitcast(builder.load(place(builder, entry, 0, I64), align=8), ir.VectorType(I1, 64))
+                offset = piece_offset(builder, inner.index, inputs)
+                for row, total in zip(rows, found, strict=True):
+                    piece = builder.load(place(builder, builder.add(row, offset), 0, I8X64), align=1)
+                    moved = call(builder, "llvm.x86.avx512.permvar.qi.512", I8X64, piece, index)
+                    builder.store(builder.select(given, moved, builder.load(total)), total)
+            offset = builder.add(out, piece_offset(builder, loop.index, size))
+            for r, total in enumerate(found):
+                flipped = builder.xor(builder.load(total), ir.Constant(I8X64, [-128] * 64))
+                target = builder.add(offset, builder.mul(size, ir.Constant(I64, r)))
+                builder.store(flipped, place(builder, target, 0, I8X64), align=1)
         return context.get_dummy_value()
 
-    return types.void(*[types.int64] * 6), generate
+    return types.void(*[types.int64] * 9), generate
+
+
+def count_pieces(builder: Any, size: Any) -> Any:
+    """Of 64 bytes in `size` bytes, the last perhaps overlapping the one before."""
+    return builder.lshr(builder.add(size, ir.Constant(I64, 63)), ir.Constant(I64, 6))
+
+
+def piece_offset(builder: Any, i: Any, size: Any) -> Any:
+    """Where piece i of `size` bytes begins."""
+    begin, last = builder.mul(i, ir.Constant(I64, 64)), builder.sub(size, ir.Constant(I64, 64))
+    return builder.select(builder.icmp_signed("<", begin, last), begin, last)
 
 
 zmm_1, zmm_2, zmm_3, zmm_4 = (_tile("avx512vnni", n) for n in (1, 2, 3, 4))

@@ -27,6 +27,7 @@ from intsim.kernels.dot import (
     finished_tile,
     pack_rows,
     products,
+    rows_of,
 )  # fmt: skip
 from intsim.kernels.memory import int8_at, int32_at, int64_at
 from intsim.kernels.requantize import Requantize, half_lanes, requantize_lanes, store_lanes
@@ -140,6 +141,8 @@ def linear_block(a, x, first, rows, scratch):
     stride = a[DEPTH] * 4
     lefts, sums, packed = scratch, scratch + LEFTS, scratch + LEFTS + SUMS
     pack_rows(a, x, rows, packed)
+    find_lefts(a, first, rows_of(rows), 0, lefts)
+    shifted = a[PERIOD] > 1 or int64_at(lefts, 1)[0] != 0
     segment = SEGMENTS
     vector = np.int64(0)
     while vector < a[VECTORS]:
@@ -151,10 +154,9 @@ def linear_block(a, x, first, rows, scratch):
             weights = a[DEPTH] * 64
             target = a[segment + OUT] + (first * width + column) * size
             for r in range(0, rows, ROWS):
-                find_lefts(a, first + r, ROWS, 0, lefts)
                 finished_tile(
                     packed + r * stride, a[PACKED] + vector * weights, weights, a[DEPTH], a[ENDS], a[GROUPS],
-                    a[START] + vector * 64, lefts, a[ROUNDED_BIAS] + vector * 64, a[SHIFT] + vector * 64,
+                    a[START] + vector * 64, lefts + 8 * r if shifted else 0, a[ROUNDED_BIAS] + vector * 64, a[SHIFT] + vector * 64,
                     a[segment + LOW], a[segment + HIGH], size, min(ROWS, rows - r), target + r * width * size,
                     width * size,
                 )  # fmt: skip
@@ -162,9 +164,8 @@ def linear_block(a, x, first, rows, scratch):
         else:
             done = 0
             for r in range(0, rows, ROWS):
-                find_lefts(a, first + r, ROWS, 0, lefts)
                 done = products(a, packed + r * stride, vector, sums)
-                finish_tile(a, sums, done, np.int64(1), lefts, vector, done, first + r, min(ROWS, rows - r))
+                finish_tile(a, sums, done, np.int64(1), lefts + 8 * r, vector, done, first + r, min(ROWS, rows - r))
             vector += done
 
 
