@@ -22,11 +22,11 @@ from intsim.kernels.run import AWAKE, COUNTERS, make_group, run
 from intsim.kernels.scan import BLOCK
 from intsim.program import Array, Program, Tensor
 
-GRAIN = 20_000  # nanoseconds of work that are worth a task of their own
+GRAIN = 15_000  # nanoseconds of work that are worth a task of their own
 ROWS = 64  # most rows of a task: what its operators make stays in the cache
-SHARES = 3  # tasks of a phase for each thread, if they are worth it
+PARTS = 2  # a task is what is left, over this and the number of threads: large ones first, and all end together
 LINE = 64  # bytes
-TILES = (16, 4)  # rows of a tile of the matrix products, in tile and in vector registers: a task has whole tiles
+TILES = (16, 6)  # rows of a tile of the matrix products, in tile and in vector registers: a task has whole tiles
 
 Calls = SimpleQueue[bool]
 Rare = tuple[int | None, int | None]
@@ -234,8 +234,14 @@ def split(kernels: list[Kernel], batch: int, threads: int) -> list[tuple[int, in
         # blocks that share a line of the cache far from each other, so that no two threads write to it at a time
         starts = [start for first in range(0, LINE, BLOCK) for start in range(first, total, LINE)]
         return [(start, min(start + BLOCK, total)) for start in starts]
-    cost = total * sum(k.row_cost for k in kernels)
-    count = max(-(-total // ROWS), min(SHARES * threads, cost // GRAIN) if threads > 1 else 1)
-    tile = next((tile for tile in TILES if total >= count * tile), TILES[-1])
-    size = max(1, (2 * total // (count * tile) + 1) // 2) * tile  # the nearest number of tiles
-    return [(start, min(start + size, total)) for start in range(0, total, size)]
+    tile = TILES[0] if k.path == "amx" and total >= TILES[0] * threads else TILES[1]
+    least = GRAIN // max(sum(k.row_cost for k in kernels), 1)
+    most = -(-total // (threads * -(-total // (threads * ROWS))))  # as many for each thread
+    ranges: list[tuple[int, int]] = []
+    start = 0
+    while start < total:
+        size = min(max((total - start) // (PARTS * threads), least), most) if threads > 1 else most
+        size = max((2 * size // tile + 1) // 2, 1) * tile  # the nearest number of tiles
+        ranges.append((start, min(start + size, total)))
+        start += size
+    return ranges

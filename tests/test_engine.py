@@ -16,6 +16,7 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from fractions import Fraction
 from math import isqrt
+from types import SimpleNamespace
 from typing import Any, cast
 
 import numba
@@ -285,7 +286,7 @@ def program() -> Program:
 @pytest.mark.parametrize("threads", [2, 3, 7])
 def test_threads(program: Program, threads: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(plan, "GRAIN", 1)  # share even the smallest operator
-    images = images_for(program, 3)
+    images = images_for(program, 5)
     alone = Engine(program, threads=1)
     shared = Engine(program, threads=threads)
     assert_same(alone.run(images, ["*"]), shared.run(images, ["*"]))
@@ -706,13 +707,13 @@ def test_scans(rounding: str, lowest: int, states: int, channels: int) -> None:
 def sums_of(w: Array, x: int, rows: int, packed: int, tile: int, out: Array) -> None:
     """All products of int8 rows at the address x, without bias, to int32 [rows, columns]."""
     dot.pack_rows(w, x, rows, packed)
-    sums = memory.int32_at(tile, 4 * 64)
+    sums = memory.int32_at(tile, dot.ROWS * 64)
     first = 0
     while first < w[dot.VECTORS]:
         done = 0
-        for r in range(0, rows, 4):
+        for r in range(0, rows, dot.ROWS):
             done = dot.products(w, packed + r * w[dot.DEPTH] * 4, first, tile)
-            for i in range(min(4, rows - r)):
+            for i in range(min(dot.ROWS, rows - r)):
                 for c in range(done * 16):
                     out[r + i, first * 16 + c] = sums[i * done * 16 + c]
         first += done
@@ -791,7 +792,7 @@ def test_products(path: str) -> None:
             columns = np.concatenate([rng.permutation(outputs), np.full(-outputs % 16, -1)])
             w = dot.Weights(path, weight, bias, column_shift, columns)
             numbers = np.array(w.arguments(), dtype=np.int64)
-            sizes = 16 * w.depth * 4 + inputs + 256, 4 * 64 * 4
+            sizes = 18 * w.depth * 4, dot.ROWS * 64 * 4
             packed, tile = (memory.aligned(np.zeros(size, dtype=np.int8)) for size in sizes)
             out = np.zeros((rows, len(columns)), dtype=np.int32)
             sums_of(numbers, memory.address_of(x), rows, memory.address_of(packed), memory.address_of(tile), out)
@@ -900,3 +901,19 @@ def test_cache_key_has_every_source(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_every_kind_has_a_kernel(program: Program) -> None:
     assert {op.kind for op in program.operators} == set(kernels.KERNELS)
+
+
+def test_tasks_share_all_rows() -> None:
+    """Each row is in one task, in order; no task is longer than it may be, and the longest come first."""
+    for path, tile in (("amx", 16), ("avx512vnni", 6)):
+        for row_cost in (0, 1, 200, 800, 40_000):
+            part: Any = SimpleNamespace(by_channel=False, path=path, row_cost=row_cost, tokens=1)
+            for threads in (1, 2, 3, 8, 64):
+                for total in (*range(1, 200), 1576, 6304):
+                    ranges = plan.split([part, part], total, threads)
+                    starts, stops = zip(*ranges, strict=True)
+                    assert (0, *stops) == (*starts, total) and all(a < b for a, b in ranges)
+                    sizes = [b - a for a, b in ranges]
+                    assert sizes == sorted(sizes, reverse=True) and sizes[0] < plan.ROWS + tile
+                    if total > 2 * tile:
+                        assert len(ranges) >= min(threads, 2)

@@ -4,7 +4,7 @@
 These are the products of vector registers; `intsim.kernels.tiles` has those of tile registers.
 
 Weights are packed once, [outputs / 16][depth][16 outputs][32 bits] on 64-byte boundaries; 32 bits are four 8-bit or
-two 16-bit weights, and a row of inputs is packed to 32-bit pieces alike.  A tile of 4 rows by up to 64 outputs is
+two 16-bit weights, and a row of inputs is packed to 32-bit pieces alike.  A tile of 6 rows by up to 64 outputs is
 summed in registers:
 
 * 8 bits (VPDPBUSD): the instruction multiplies unsigned by signed, so the inputs are x + 128, and 128 times the sum of
@@ -34,7 +34,7 @@ from intsim.program import Array
 
 intrinsic: Any = numba_intrinsic
 
-ROWS = 4  # of a tile
+ROWS = 6  # of a tile: 24 vectors of sums, 4 of weights and one of inputs are what 32 registers hold
 WIDEST = 4  # vectors of 16 outputs in a tile
 EIGHT_BITS = ("avx512vnni", "avxvnni")
 
@@ -144,10 +144,7 @@ def pack_rows(w, x, rows, out):
     inputs, depth, order = w[INPUTS], w[DEPTH], w[ORDER]
     if w[BYTES_ORDER]:
         for r in range(0, rows, ROWS):
-            last = rows - 1 - r
-            x_0, out_0 = x + r * inputs, out + r * depth * 4
-            x_1, x_2, x_3 = x_0 + min(1, last) * inputs, x_0 + min(2, last) * inputs, x_0 + min(3, last) * inputs
-            permute_rows(x_0, x_1, x_2, x_3, inputs, w[BYTES_ORDER], w[MASKS], out_0, depth * 4)
+            permute_rows(x + r * inputs, inputs, rows - 1 - r, w[BYTES_ORDER], w[MASKS], out + r * depth * 4, depth * 4)
         return
     for r in range(rows_of(rows)):
         source = int8_at(x + min(r, rows - 1) * inputs, inputs)
@@ -331,18 +328,22 @@ def finished_tile(
 
 
 @intrinsic
-def permute_rows(
-    typing: Any, x_0: Any, x_1: Any, x_2: Any, x_3: Any, inputs: Any, order: Any, masks: Any, out: Any, size: Any
-) -> Any:
-    """out[r, i] = x_r[order[i]] ^ 0x80 for ROWS rows of `inputs` bytes at addresses x_r; out: address of [ROWS, size].
+def permute_rows(typing: Any, x: Any, inputs: Any, last: Any, order: Any, masks: Any, out: Any, size: Any) -> Any:
+    """out[r, i] = x[min(r, last), order[i]] ^ 0x80 for ROWS rows.
 
-    order, masks: addresses of what `pieces_of_order` made.  inputs, size: at least 64.  Needs AVX-512 VBMI.
+    x: address of bytes [last + 1, inputs]; out: of bytes [ROWS, size]; order, masks: of what `pieces_of_order` made;
+    inputs, size: at least 64.  Needs AVX-512 VBMI.
     """
 
     def generate(context: Any, builder: Any, sig: Any, args: Any) -> Any:
         if not cpu.has_byte_permutation():
             return context.get_dummy_value()
-        *rows, inputs, order, masks, out, size = args
+        x, inputs, last, order, masks, out, size = args
+        rows = []
+        for r in range(ROWS):
+            row = ir.Constant(I64, r)
+            row = builder.select(builder.icmp_signed("<", row, last), row, last)
+            rows.append(builder.add(x, builder.mul(row, inputs)))
         nothing = ir.Constant(I8X64, None)
         found = [cgutils.alloca_once_value(builder, nothing) for _ in rows]
         blocks, pieces = count_pieces(builder, size), count_pieces(builder, inputs)
@@ -367,7 +368,7 @@ def permute_rows(
                 builder.store(flipped, place(builder, target, 0, I8X64), align=1)
         return context.get_dummy_value()
 
-    return types.void(*[types.int64] * 9), generate
+    return types.void(*[types.int64] * 7), generate
 
 
 def count_pieces(builder: Any, size: Any) -> Any:

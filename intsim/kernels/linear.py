@@ -49,7 +49,7 @@ from intsim.kernels.tiles import (
 )
 from intsim.program import Array, Operator, Program
 
-BLOCK = 64  # rows that are packed at a time
+BLOCK = 66  # most rows that are packed at a time, whole tiles of vector registers
 SEGMENT = 8  # numbers of a segment among the arguments
 FEW_INPUTS = 32  # for which tiles are not worth it: most of a tile would be padding
 
@@ -119,7 +119,7 @@ class Linear(Kernel):
         return ("acc",)
 
 
-LEFTS, SUMS = 8 * BLOCK, TALL * 2 * BYTES * WIDEST  # bytes of scratch
+LEFTS, SUMS = -(-8 * BLOCK // BYTES) * BYTES, TALL * 2 * BYTES * WIDEST  # bytes of scratch
 X, ROW_SHIFT, PERIOD, SHIFT, ROUNDED_BIAS, MODE, ACC, WIDTH, SEGMENTS = range(ARGUMENTS, ARGUMENTS + 9)
 FIRST, COLUMNS, OUT, SIZE, LOW, HIGH, NARROW, BEGIN = range(SEGMENT)
 
@@ -127,14 +127,21 @@ FIRST, COLUMNS, OUT, SIZE, LOW, HIGH, NARROW, BEGIN = range(SEGMENT)
 @kernel
 def linear(a, start, stop, scratch):
     """The rows start .. stop - 1 of all images.  a: Linear.arguments()."""
-    for first in range(start, stop, BLOCK):
-        rows = min(BLOCK, stop - first)
+    block = block_of(a)
+    for first in range(start, stop, block):
+        rows = min(block, stop - first)
         linear_block(a, a[X] + first * a[INPUTS], first, rows, scratch)
 
 
 @kernel
+def block_of(a):
+    """Rows of a block: whole tiles of the registers that are used."""
+    return 2 * TALL if a[PATH] == 0 else BLOCK
+
+
+@kernel
 def linear_block(a, x, first, rows, scratch):
-    """`rows` rows, at most BLOCK, from the address x; `first` counts the rows before, of all images."""
+    """`rows` rows, at most block_of(a), from the address x; `first` counts the rows before, of all images."""
     if a[PATH] == 0:
         linear_tiles(a, x, first, rows, scratch)
         return
@@ -156,9 +163,9 @@ def linear_block(a, x, first, rows, scratch):
             for r in range(0, rows, ROWS):
                 finished_tile(
                     packed + r * stride, a[PACKED] + vector * weights, weights, a[DEPTH], a[ENDS], a[GROUPS],
-                    a[START] + vector * 64, lefts + 8 * r if shifted else 0, a[ROUNDED_BIAS] + vector * 64, a[SHIFT] + vector * 64,
-                    a[segment + LOW], a[segment + HIGH], size, min(ROWS, rows - r), target + r * width * size,
-                    width * size,
+                    a[START] + vector * 64, lefts + 8 * r if shifted else 0, a[ROUNDED_BIAS] + vector * 64,
+                    a[SHIFT] + vector * 64, a[segment + LOW], a[segment + HIGH], size, min(ROWS, rows - r),
+                    target + r * width * size, width * size,
                 )  # fmt: skip
             vector += WIDEST
         else:

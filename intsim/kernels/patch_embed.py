@@ -10,7 +10,7 @@ import numpy as np
 from intsim.kernels.base import In
 from intsim.kernels.common import kernel
 from intsim.kernels.dot import INPUTS
-from intsim.kernels.linear import BLOCK, Linear, X, linear_block
+from intsim.kernels.linear import BLOCK, Linear, X, block_of, linear_block
 from intsim.kernels.memory import int8_at
 from intsim.program import Array, Operator, Program
 
@@ -44,8 +44,9 @@ def patch_embed(a, start, stop, scratch):
     inputs = a[INPUTS]
     rest = scratch + BLOCK * inputs
     patch, stride, across, patches, height, width, channels = a[-7:]
-    for first in range(start, stop, BLOCK):
-        rows = min(BLOCK, stop - first)
+    block = block_of(a)
+    for first in range(start, stop, block):
+        rows = min(block, stop - first)
         for r in range(rows):
             image, p = divmod(first + r, patches)
             corner = (p // across * stride * width + p % across * stride) * channels
