@@ -508,19 +508,18 @@ def test_a_helper_leaves_the_cpu_of_another_thread() -> None:
 
 
 def test_threads_end_with_their_workers(program: Program) -> None:
-    before = threading.active_count()
+    before = set(threading.enumerate())  # some may end meanwhile
     workers = plan.Workers(3)
     p = plan.Plan(program, Engine(program, threads=1)._kernels, 1, {program.logits}, 1)
     logits = np.zeros((1, *program.tensors[program.logits].shape), np.int32)
     p.run(workers, {"image": images_for(program, 1), program.logits: logits})
     workers.run(p.ticket, 3)
-    assert threading.active_count() == before + 2
+    started = set(threading.enumerate()) - before
+    assert len(started) == 2
     del workers
-    for _ in range(100):
-        if threading.active_count() <= before:
-            break
-        time.sleep(0.05)
-    assert threading.active_count() <= before
+    for thread in started:
+        thread.join(timeout=5)
+    assert not any(thread.is_alive() for thread in started)
 
 
 # --- the shared arithmetic, against the text of SPEC 2 in exact fractions ---
