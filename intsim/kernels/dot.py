@@ -192,11 +192,14 @@ def _multiply_add(builder: Any, path: str, acc: Any, x: Any, w: Any) -> Any:
     return builder.add(acc, builder.add(even, odd))
 
 
-def _sums(builder: Any, path: str, vectors: int, args: list[Any]) -> dict[tuple[int, int, int], Any]:
+def _sums(
+    builder: Any, path: str, vectors: int, args: list[Any], pairs: bool = False
+) -> dict[tuple[int, int, int], Any]:
     """Emits the sums of a tile of ROWS rows by 16 * vectors outputs; (row, vector, half) -> pointer to a sum.
 
-    args: addresses of the packed rows and weights, bytes from vector to vector of the weights, depth, address and
-    number of the groups' ends, address of the sums' first values.
+    pairs: two pieces of the rows a step: fewer instructions, in longer code.  args: addresses of the packed rows and
+    weights, bytes from vector to vector of the weights, depth, address and number of the groups' ends, address of the
+    sums' first values.
     """
     lanes = 8 if path in ("avxvnni", "avx2") else 16
     vector = ir.VectorType(I32, lanes)
@@ -210,21 +213,35 @@ def _sums(builder: Any, path: str, vectors: int, args: list[Any]) -> dict[tuple[
     columns = [builder.add(w, builder.mul(w_stride, ir.Constant(I64, q))) for q in range(vectors)]
     rows = [builder.add(x, builder.mul(depth, ir.Constant(I64, 4 * r))) for r in range(ROWS)]
     done = cgutils.alloca_once_value(builder, ir.Constant(I64, 0))
+
+    def add_piece(piece: Any, following: int) -> None:
+        offset, place_in_row = (builder.mul(piece, ir.Constant(I64, size)) for size in (64, 4))
+        weights = {}
+        for q, half in parts:
+            column = builder.add(columns[q], offset)
+            weights[q, half] = builder.load(place(builder, column, 64 * following + 32 * half, vector), align=32)
+        for r in range(ROWS):
+            row = builder.add(rows[r], place_in_row)
+            value = builder.load(place(builder, row, 4 * following, I32), align=4)
+            for part in parts:
+                total = sums[(r, *part)]
+                builder.store(_multiply_add(builder, path, builder.load(total), value, weights[part]), total)
+
     with cgutils.for_range(builder, groups) as loop:
         entry = builder.add(ends, builder.mul(loop.index, ir.Constant(I64, 16)))
         end = builder.load(place(builder, entry, 0, I64), align=8)
         shift = builder.load(place(builder, entry, 8, I64), align=8)
-        with cgutils.for_range(builder, end, start=builder.load(done), intp=I64) as inner:
-            offset, piece = (builder.mul(inner.index, ir.Constant(I64, size)) for size in (64, 4))
-            weights = {
-                (q, half): builder.load(place(builder, builder.add(columns[q], offset), 32 * half, vector), align=32)
-                for q, half in parts
-            }
-            for r in range(ROWS):
-                value = builder.load(place(builder, builder.add(rows[r], piece), 0, I32), align=4)
-                for part in parts:
-                    total = sums[(r, *part)]
-                    builder.store(_multiply_add(builder, path, builder.load(total), value, weights[part]), total)
+        first = builder.load(done)
+        if pairs:
+            odd = builder.and_(builder.sub(end, first), ir.Constant(I64, 1))
+            with builder.if_then(builder.icmp_signed("!=", odd, ir.Constant(I64, 0))):
+                add_piece(first, 0)
+            first = builder.add(first, odd)
+        at_once = 2 if pairs else 1
+        bounds = first, end, ir.Constant(I64, at_once)
+        with cgutils.for_range_slice(builder, *bounds, intp=I64, inc=True) as (piece, _):
+            for following in range(at_once):
+                add_piece(piece, following)
         builder.store(end, done)
         with builder.if_else(builder.icmp_signed("==", shift, ir.Constant(I64, 1))) as (by_one, otherwise):
             with by_one:  # the commonest; twice as many additions as shifts fit into a cycle
@@ -310,7 +327,7 @@ def finished_tile(
     def generate(context: Any, builder: Any, sig: Any, args: Any) -> Any:
         if "avx512vnni" not in cpu.available():
             return context.get_dummy_value()
-        sums = _sums(builder, "avx512vnni", WIDEST, args[:7])
+        sums = _sums(builder, "avx512vnni", WIDEST, args[:7], pairs=True)
         lefts, bias, shift, low, high, size, rows, out, out_stride = args[7:]
         with builder.if_then(builder.icmp_signed("!=", lefts, ir.Constant(I64, 0))):
             for r in range(ROWS):
