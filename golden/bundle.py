@@ -16,7 +16,8 @@ an interrupted run leaves nothing that passes for a bundle.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterable
+import os
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,7 +26,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from golden import manifest
 from golden.formats import FORMATS, Head, Style, comments
 from golden.images import Image, Images
-from intsim.files import new_folder
+from intsim.files import BINARY, new_folder
 from intsim.program import Array, Constant, Program, Tensor
 from intsim.program_file import program_bytes
 from intsim.taps import select
@@ -70,13 +71,24 @@ def write_sheet(folder: Path, stem: str, sheet: Sheet) -> dict[str, Any]:
         data = sheet.encode(name)
         path = f"{stem}.{FORMATS[name].ending}"
         files[name] = file_entry(path, data)
-        (folder / path).write_bytes(data)
+        write_new(folder / path, data)
     return files
 
 
-def write_sheets(pool: Executor, folder: Path, sheets: dict[str, Sheet]) -> dict[str, dict[str, Any]]:
-    """Writes many (stem -> sheet), several at a time; returns stem -> `files`, in the same order."""
-    return dict(zip(sheets, pool.map(lambda stem: write_sheet(folder, stem, sheets[stem]), sheets), strict=True))
+def write_sheets(pool: Executor, folder: Path, sheets: dict[str, Sheet]) -> Iterator[dict[str, Any]]:
+    """Writes many (stem -> sheet), several at a time, from now on; gives the `files` of each, in order, when done."""
+    return pool.map(lambda stem: write_sheet(folder, stem, sheets[stem]), sheets)
+
+
+def write_new(path: Path, data: bytes) -> None:
+    """Writes a file that is not there yet; with half the system calls of `open`, after each of which threads queue."""
+    handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | BINARY, 0o666)
+    try:
+        left = memoryview(data)
+        while left:
+            left = left[os.write(handle, left) :]
+    finally:
+        os.close(handle)
 
 
 def file_entry(path: str, data: bytes) -> dict[str, Any]:
@@ -147,7 +159,7 @@ def write_image(
     }
     digest = program.digest or ""
     sheets = {f"{place}/{name}": Sheet(program.tensors[name], v, digest, style) for name, v in tensors.items()}
-    for name, files in zip(tensors, write_sheets(pool, folder, sheets).values(), strict=True):
+    for name, files in zip(tensors, write_sheets(pool, folder, sheets), strict=True):
         entry["tensors"][name] = {"files": files}
     return entry
 
@@ -181,15 +193,14 @@ def write_bundle(
     out = Path(out)
     with new_folder(out) as folder, ThreadPoolExecutor(WRITERS) as pool:
         content = manifest.describe(program, style)
-        (folder / manifest.PROGRAM_FILE).write_bytes(program_file)
+        write_new(folder / manifest.PROGRAM_FILE, program_file)
         content["program"]["file"] = file_entry(manifest.PROGRAM_FILE, program_file)
         (folder / "constants").mkdir()
         sheets = {
             f"constants/{name}": Sheet(constant, program.arrays[name], digest, style)
             for name, constant in program.constants.items()
         }
-        for name, files in zip(program.constants, write_sheets(pool, folder, sheets).values(), strict=True):
-            content["constants"][name]["files"] = files
+        written = write_sheets(pool, folder, sheets)  # while the first image is run
         (folder / "images").mkdir()
         if cluster is not None:
             from golden.cluster.bundles import write_images
@@ -200,6 +211,8 @@ def write_bundle(
             for index, image in enumerate(images):
                 content["images"].append(write_image(pool, folder, program, engine, index, image, names, style))
                 progress(index + 1)
+        for name, files in zip(program.constants, written, strict=True):
+            content["constants"][name]["files"] = files
         manifest.seal(content, command, time)
         with open(folder / manifest.NAME, "w", encoding="ascii", newline="\n") as file:
             file.writelines(manifest.rendered(content))

@@ -185,8 +185,9 @@ class Program:
 
     def producer(self, tensor: str) -> Operator | None:
         """The operator that makes `tensor`; None for the image."""
+        name, _, port = tensor.rpartition(".")
         for op in self.operators:
-            if tensor.startswith(op.name + ".") and tensor[len(op.name) + 1 :] in op.outputs:
+            if op.name == name and port in op.outputs:
                 return op
         return None
 

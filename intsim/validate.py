@@ -273,10 +273,12 @@ def check_bound(v: View, port: str, bound: Bound) -> None:
     """Refuses an accumulator that some input could drive out of its declared width (SPEC section 7)."""
     declared = v.output(port).bits
     low, high = np.broadcast_arrays(bound.low, bound.high)
-    for channel in range(len(low)):
+    least, most = limits(declared, True)
+    outside = (low < least) | (high > most)
+    if outside.any():
+        channel = int(outside.argmax())
         needed = bits_needed(int(low[channel]), int(high[channel]))
-        if needed > declared:
-            v.fail(f"accumulator {port}, channel {channel}, needs {needed} bits, {declared} are declared")
+        v.fail(f"accumulator {port}, channel {channel}, needs {needed} bits, {declared} are declared")
 
 
 def group_spec(tensor: Tensor) -> ConstSpec:

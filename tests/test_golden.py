@@ -431,8 +431,8 @@ def test_a_full_disk_is_told_and_leaves_nothing(tmp_path, program, monkeypatch, 
         yield from islice(whole_text(content), 9)
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    whole_write, whole_text = Path.write_bytes, manifest.rendered
-    monkeypatch.setattr(Path, "write_bytes", full)
+    whole_write, whole_text = golden.bundle.write_new, manifest.rendered
+    monkeypatch.setattr(golden.bundle, "write_new", full)
     if fail_at == "manifest":
         monkeypatch.setattr(manifest, "rendered", full_text)
     with pytest.raises(UserError, match="cannot be written: No space left on device"):

@@ -257,9 +257,11 @@ def dot_bound(weight: Int64, low: int, high: int, shift: Int64, bias: Int64, aft
 
     weight: int64 [O, I]; shift: int64, broadcasts to [O, I]; bias, after: int64 [O].
     """
-    at_high = np.maximum(weight * high, weight * low) << shift
-    at_low = np.minimum(weight * high, weight * low) << shift
-    return Bound(bias + at_low.sum(axis=1), bias + at_high.sum(axis=1) + rounding_constant(after))
+    scaled = weight << shift
+    positive = np.maximum(scaled, 0).sum(axis=1)
+    negative = scaled.sum(axis=1) - positive
+    least = bias + low * positive + high * negative
+    return Bound(least, bias + high * positive + low * negative + rounding_constant(after))
 
 
 def rounding_constant(shift: Int64) -> Int64:
