@@ -10,7 +10,7 @@ from intsim.kernels import vector as v
 from intsim.kernels.base import In, Kernel, Out, pad
 from intsim.kernels.common import kernel
 from intsim.kernels.memory import int8_at, int32_at
-from intsim.kernels.requantize import Requantize, half_lanes, requantize_lanes, store_lanes
+from intsim.kernels.requantize import BYTE, DOUBLE, Requantize, half_lanes, requantize_lanes, store_lanes
 from intsim.program import Operator, Program
 
 BYTES = 64  # channels in a block
@@ -86,9 +86,9 @@ def conv1d(a, start, stop, scratch):
                 acc = v.add(acc, v.mul(v.load_int8(weight, j * padded + c), source))
             place = r * width + c
             if acc_out:
-                store_lanes(acc_out + 4 * place, 4, lanes, acc)
+                store_lanes(acc_out + 4 * place, DOUBLE, lanes, acc)
             if out:
-                store_lanes(out + place, 1, lanes, requantize_lanes(acc, s, half, mode, low, high, narrow))
+                store_lanes(out + place, BYTE, lanes, requantize_lanes(acc, s, half, mode, low, high, narrow))
 
 
 @kernel

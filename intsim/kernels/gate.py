@@ -10,7 +10,7 @@ from intsim.kernels import vector as v
 from intsim.kernels.base import In, Kernel, Out
 from intsim.kernels.common import kernel
 from intsim.kernels.memory import int8_at, int32_at, int64_at
-from intsim.kernels.requantize import Requantize, half_lanes, requantize_lanes, store_lanes
+from intsim.kernels.requantize import BYTE, DOUBLE, Requantize, half_lanes, requantize_lanes, store_lanes
 from intsim.program import Operator, Program
 
 
@@ -75,11 +75,11 @@ def gate(a, start, stop, scratch):
             acc = v.mul(v.add(v.shl(one, up), v.shl(other, up_b)), factor)
             place = r * width + c
             if acc_out:
-                store_lanes(acc_out + 4 * place, 4, lanes, acc)
+                store_lanes(acc_out + 4 * place, DOUBLE, lanes, acc)
             if out:
                 count = v.add(v.load_int32(shift, c), extra)
                 half = half_lanes(v.maximum(count, v.splat(np.int32(0))), mode)
-                store_lanes(out + place, 1, lanes, requantize_lanes(acc, count, half, mode, low, high, narrow))
+                store_lanes(out + place, BYTE, lanes, requantize_lanes(acc, count, half, mode, low, high, narrow))
 
 
 @kernel

@@ -7,6 +7,7 @@ from collections.abc import Collection
 
 import numpy as np
 
+from intsim.kernels import cpu
 from intsim.kernels import vector as v
 from intsim.kernels.base import Argument, In, Kernel, Out
 from intsim.kernels.common import kernel
@@ -30,7 +31,7 @@ from intsim.kernels.dot import (
     rows_of,
 )  # fmt: skip
 from intsim.kernels.memory import int8_at, int32_at, int64_at
-from intsim.kernels.requantize import Requantize, half_lanes, requantize_lanes, store_lanes
+from intsim.kernels.requantize import DOUBLE, Requantize, half_lanes, requantize_lanes, store_lanes
 from intsim.kernels.tiles import (
     BLOCK_TILE,
     BYTES,
@@ -51,6 +52,8 @@ from intsim.program import Array, Operator, Program
 
 BLOCK = 66  # most rows that are packed at a time, whole tiles of vector registers
 SEGMENT = 8  # numbers of a segment among the arguments
+HAS_TILES = cpu.has_tiles()
+NONE = np.int64(0)  # a literal would be compiled by itself
 FEW_INPUTS = 32  # for which tiles are not worth it: most of a tile would be padding
 
 
@@ -142,13 +145,14 @@ def block_of(a):
 @kernel
 def linear_block(a, x, first, rows, scratch):
     """`rows` rows, at most block_of(a), from the address x; `first` counts the rows before, of all images."""
-    if a[PATH] == 0:
-        linear_tiles(a, x, first, rows, scratch)
-        return
+    if HAS_TILES:  # known when it is compiled
+        if a[PATH] == 0:
+            linear_tiles(a, x, first, rows, scratch)
+            return
     stride = a[DEPTH] * 4
     lefts, sums, packed = scratch, scratch + LEFTS, scratch + LEFTS + SUMS
     pack_rows(a, x, rows, packed)
-    find_lefts(a, first, rows_of(rows), 0, lefts)
+    find_lefts(a, first, rows_of(rows), NONE, lefts)
     shifted = a[PERIOD] > 1 or int64_at(lefts, 1)[0] != 0
     segment = SEGMENTS
     vector = np.int64(0)
@@ -269,7 +273,7 @@ def finish_tile(a, tile, pitch, planes, lefts_at, vector, done, first, rows):
             acc = v.add(v.shl(acc, v.splat(np.int32(lefts[r]))), bias)
             if a[ACC]:
                 place = (first + r) * a[WIDTH] + a[segment + BEGIN] + column
-                store_lanes(a[ACC] + 4 * place, 4, lanes, acc)
+                store_lanes(a[ACC] + 4 * place, DOUBLE, lanes, acc)
             y = requantize_lanes(acc, shift, half, mode, a[segment + LOW], a[segment + HIGH], a[segment + NARROW])
             if a[segment + OUT]:
                 place = (first + r) * a[segment + COLUMNS] + column

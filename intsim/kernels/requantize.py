@@ -76,6 +76,9 @@ def requantize_lanes(x, s, half, mode, low, high, narrow):
     return wide_lanes(x, s, low, high, mode)
 
 
+BYTE, WORD, DOUBLE = np.int64(1), np.int64(2), np.int64(4)  # sizes; for each literal it would be compiled anew
+
+
 @kernel
 def store_lanes(address, size, n, x):
     """The first n lanes as consecutive integers of `size` bytes, 1, 2 or 4."""

@@ -10,7 +10,7 @@ from intsim.kernels import vector as v
 from intsim.kernels.base import In, Kernel, Out, pad
 from intsim.kernels.common import bit_length, isqrt, kernel, round_shift
 from intsim.kernels.memory import int8_at, int16_at, int32_at, int64_at
-from intsim.kernels.requantize import Requantize, half_lanes, requantize_lanes, store_lanes
+from intsim.kernels.requantize import BYTE, Requantize, half_lanes, requantize_lanes, store_lanes
 from intsim.program import Operator, Program
 
 
@@ -89,4 +89,4 @@ def rmsnorm(a, start, stop, scratch):
                 count = v.load_int32(shift, d)
                 half_of = half_lanes(v.maximum(count, v.splat(np.int32(0))), mode)
                 y = requantize_lanes(product, count, half_of, mode, low, high, narrow)
-                store_lanes(out + r * width + d, 1, min(16, width - d), y)
+                store_lanes(out + r * width + d, BYTE, min(16, width - d), y)

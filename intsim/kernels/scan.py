@@ -28,7 +28,7 @@ from intsim.kernels.exp2 import (
     packed_rom,
 )
 from intsim.kernels.memory import int8_at, int16_at, int32_at, int64_at, uint8_at, uint16_at
-from intsim.kernels.requantize import clamp_lanes, half_lanes, store_lanes, wide_lanes
+from intsim.kernels.requantize import BYTE, DOUBLE, WORD, clamp_lanes, half_lanes, store_lanes, wide_lanes
 from intsim.kernels.states import (
     byte_sums,
     bytes_left,
@@ -573,7 +573,7 @@ def write_factors(a, start, block, row, first, count, delta, u, width, shifts, l
         left = token_shift[first + k]
         dx = v.mul(v.load_uint8(uint8_at(delta + width * k, 16), 0), v.load_int8(int8_at(u + width * k, 16), 0))
         if a[DX]:
-            store_lanes(a[DX] + 2 * ((row + k) * a[CHANNELS] + start), 2, block, dx)
+            store_lanes(a[DX] + 2 * ((row + k) * a[CHANNELS] + start), WORD, block, dx)
         dx = v.sub(zero, dx)
         if left >= enough:
             v.store_int32(target, 16 * k, v.bit_and(dx, word))
@@ -600,10 +600,10 @@ def write_y(a, start, block, row, first, count, u, width, sums):
         factor = v.load_int8(int8_at(u + width * k, 16), 0)
         acc = v.add(v.mul(d, factor), v.shl(v.load_int32(sums, 16 * k), v.splat(np.int32(token_shift[t]))))
         if a[Y_ACC]:
-            store_lanes(a[Y_ACC] + 4 * ((row + k) * channels + start), 4, block, acc)
+            store_lanes(a[Y_ACC] + 4 * ((row + k) * channels + start), DOUBLE, block, acc)
         shift = v.add(y_shift, v.splat(np.int32(y_row_shift[t])))
         if a[NARROW]:
             y = clamp_lanes(v.shift_right(v.add(acc, half_lanes(shift, mode)), shift), low, high)
         else:
             y = wide_lanes(acc, shift, low, high, mode)
-        store_lanes(a[Y] + (row + k) * channels + start, 1, block, y)
+        store_lanes(a[Y] + (row + k) * channels + start, BYTE, block, y)
