@@ -112,6 +112,7 @@ class Linear(Kernel):
             self.mode,
             Out("acc"),
             len(weight),
+            0,
             *numbers,
             w.columns,  # the first vector of no segment: more than there are
         ]
@@ -123,17 +124,37 @@ class Linear(Kernel):
 
 
 LEFTS, SUMS = -(-8 * BLOCK // BYTES) * BYTES, TALL * 2 * BYTES * WIDEST  # bytes of scratch
-X, ROW_SHIFT, PERIOD, SHIFT, ROUNDED_BIAS, MODE, ACC, WIDTH, SEGMENTS = range(ARGUMENTS, ARGUMENTS + 9)
+X, ROW_SHIFT, PERIOD, SHIFT, ROUNDED_BIAS, MODE, ACC, WIDTH, PATCHES, SEGMENTS = range(ARGUMENTS, ARGUMENTS + 10)
 FIRST, COLUMNS, OUT, SIZE, LOW, HIGH, NARROW, BEGIN = range(SEGMENT)
 
 
 @kernel
 def linear(a, start, stop, scratch):
-    """The rows start .. stop - 1 of all images.  a: Linear.arguments()."""
-    block = block_of(a)
+    """The rows start .. stop - 1 of all images.  a: Linear.arguments(), or PatchEmbed's: then rows are patches."""
+    inputs, block = a[INPUTS], block_of(a)
     for first in range(start, stop, block):
         rows = min(block, stop - first)
-        linear_block(a, a[X] + first * a[INPUTS], first, rows, scratch)
+        x, rest = a[X] + first * inputs, scratch
+        if a[PATCHES]:
+            take_patches(a, first, rows, scratch)
+            x, rest = scratch, scratch + BLOCK * inputs
+        linear_block(a, x, first, rows, rest)
+
+
+@kernel
+def take_patches(a, first, rows, out):
+    """The pixels, less 128, of `rows` patches to the address `out`; `first` counts those before, of all images."""
+    patch, stride, across, patches, height, width, channels = a[-7:]
+    size = patch * channels
+    for r in range(rows):
+        image, p = divmod(first + r, patches)
+        corner = (p // across * stride * width + p % across * stride) * channels
+        corner += a[X] + image * height * width * channels
+        for i in range(patch):
+            pixels = int8_at(corner + i * width * channels, size)
+            row = int8_at(out + r * a[INPUTS] + i * size, size)
+            for k in range(size):
+                row[k] = pixels[k] ^ np.int8(-128)
 
 
 @kernel

@@ -21,7 +21,6 @@ from intsim.kernels.insert_token import insert_token
 from intsim.kernels.linear import linear
 from intsim.kernels.memory import address_of, current_cpu, exchange, fetch, fetch_add, give_way, int64_at, stay_on
 from intsim.kernels.narrow import narrow_conv1d, narrow_gate, narrow_linear, narrow_patch_embed, narrow_scan
-from intsim.kernels.patch_embed import patch_embed
 from intsim.kernels.rmsnorm import rmsnorm
 from intsim.kernels.rom import rom
 from intsim.kernels.scan import scan
@@ -99,8 +98,6 @@ def run(group, ticket, thread, narrow, lanes):
                             a = int64_at(t[STEPS] + 8 * (begins[step] + 1), begins[step + 1] - begins[step] - 1)
                             if code == 0:
                                 linear(a, start, stop, scratch)
-                            elif code == 1:
-                                patch_embed(a, start, stop, scratch)
                             elif code == 2:
                                 insert_token(a, start, stop)
                             elif code == 3:
