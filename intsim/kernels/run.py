@@ -64,6 +64,7 @@ def run(group, ticket, thread, narrow, lanes):
         heard = fetch(memory, BELL)
         inside, leads, at = True, False, ticket
         if thread:
+            take_seat(memory, thread)  # behind a closed door, too: one that looks on thread 0's CPU takes it away
             inside = fetch_add(memory, DOOR, 1) < CLOSED
             if inside:
                 at = fetch(memory, TICKET)
@@ -71,13 +72,12 @@ def run(group, ticket, thread, narrow, lanes):
             clear(ticket)
             leads = fetch_add(memory, LEADERS, 1) == 0
             if leads:
+                take_seat(memory, thread)
                 exchange(memory, LEFT, 0)
                 exchange(memory, TICKET, ticket)
                 exchange(memory, DOOR, 0)
                 fetch_add(memory, BELL, 1)
         if inside:
-            if thread or leads:
-                take_seat(memory, thread)
             t = int64_at(at, SCRATCH + thread + 1)
             if thread < t[THREADS]:
                 levels, scratch = t[LEVELS], t[SCRATCH + thread]
