@@ -17,16 +17,18 @@ from queue import SimpleQueue
 import numpy as np
 
 from intsim.kernels.base import BATCH, In, Kernel, Out
+from intsim.kernels.dot import ROWS as TILE
 from intsim.kernels.memory import address_of
 from intsim.kernels.run import AWAKE, COUNTERS, make_group, run
 from intsim.kernels.scan import BLOCK
+from intsim.kernels.tiles import SIDE
 from intsim.program import Array, Program, Tensor
 
 GRAIN = 15_000  # nanoseconds of work that are worth a task of their own
 ROWS = 64  # most rows of a task: what its operators make stays in the cache
 PARTS = 2  # a task is what is left, over this and the number of threads: large ones first, and all end together
 LINE = 64  # bytes
-TILES = (16, 6)  # rows of a tile of the matrix products, in tile and in vector registers: a task has whole tiles
+TILES = (SIDE, TILE)  # rows of a tile of the matrix products, in tile and in vector registers: a task has whole tiles
 
 Calls = SimpleQueue[bool]
 Rare = tuple[int | None, int | None]

@@ -84,7 +84,9 @@ class Weights:
         self.vectorised = int(
             path == "avx512vnni" and bool(self.permuted) and self.inputs >= 64 and cpu.has_byte_permutation()
         )
-        self.bytes_order, self.masks = pieces_of_order(self.order, max(self.inputs, 64))
+        self.bytes_order, self.masks = np.zeros(0, dtype=np.uint8), np.zeros(0, dtype=np.int64)
+        if self.vectorised:
+            self.bytes_order, self.masks = pieces_of_order(self.order, self.inputs)
         self.start, self.bias, self.bytes_order = aligned(self.start), aligned(self.bias), aligned(self.bytes_order)
         self.kept = [self.order, self.packed, self.start, self.ends, self.bias, self.bytes_order, self.masks]
         self.row_bytes = self.depth * 4
@@ -111,10 +113,10 @@ class Weights:
 def pieces_of_order(order: Array, inputs: int) -> tuple[Array, Array]:
     """For permute_rows: order [padded], -1 for none, in pieces of 64 bytes, of which the last ends with its row.
 
+    padded, inputs: at least 64.
     Returns uint8 [blocks, 64], the place of each packed byte in its piece of the inputs, and int64 [blocks, pieces],
     the bytes of a block that come from each piece.
     """
-    order = np.pad(order, (0, max(64 - len(order), 0)), constant_values=-1)
     ends = np.minimum(np.arange(64, len(order) + 64, 64), len(order))
     blocks = order[ends[:, None] + np.arange(-64, 0)].astype(np.int64)
     piece = np.where(blocks < 0, -1, blocks // 64)

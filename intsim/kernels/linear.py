@@ -50,10 +50,9 @@ from intsim.kernels.tiles import (
 )
 from intsim.program import Array, Operator, Program
 
-BLOCK = 66  # most rows that are packed at a time, whole tiles of vector registers
+BLOCK = 11 * ROWS  # most rows that are packed at a time, whole tiles of vector registers
 SEGMENT = 8  # numbers of a segment among the arguments
 HAS_TILES = cpu.has_tiles()
-NONE = np.int64(0)  # a literal would be compiled by itself
 FEW_INPUTS = 32  # for which tiles are not worth it: most of a tile would be padding
 
 
@@ -117,7 +116,7 @@ class Linear(Kernel):
             w.columns,  # the first vector of no segment: more than there are
         ]
         self.row_cost = 50 + weight.size // 200
-        self.scratch = BLOCK * w.row_bytes + w.inputs + 256 + SUMS + LEFTS
+        self.scratch = BLOCK * w.row_bytes + SUMS + LEFTS
 
     def inner(self) -> tuple[str, ...]:
         return ("acc",)
@@ -137,7 +136,7 @@ def linear(a, start, stop, scratch):
         x, rest = a[X] + first * inputs, scratch
         if a[PATCHES]:
             take_patches(a, first, rows, scratch)
-            x, rest = scratch, scratch + BLOCK * inputs
+            x, rest = scratch, scratch + a[PATCHES]
         linear_block(a, x, first, rows, rest)
 
 
@@ -173,7 +172,7 @@ def linear_block(a, x, first, rows, scratch):
     stride = a[DEPTH] * 4
     lefts, sums, packed = scratch, scratch + LEFTS, scratch + LEFTS + SUMS
     pack_rows(a, x, rows, packed)
-    find_lefts(a, first, rows_of(rows), NONE, lefts)
+    find_lefts(a, first, rows_of(rows), np.int64(0), lefts)
     shifted = a[PERIOD] > 1 or int64_at(lefts, 1)[0] != 0
     segment = SEGMENTS
     vector = np.int64(0)
