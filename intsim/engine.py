@@ -101,8 +101,6 @@ class Engine:
 
     def _run(self, images: Array, names: list[str]) -> dict[str, Array]:
         tapped = frozenset(names) - {"image"}
-        tensors = self.program.tensors
-        made = {name: np.empty((len(images), *tensors[name].shape), tensors[name].dtype) for name in tapped}
         # a copy where the caller gets it: contiguous, and the caller's stays the caller's
         pixels = np.array(images, order="C") if "image" in names else np.ascontiguousarray(images)
         if len(images):
@@ -111,12 +109,19 @@ class Engine:
                 plan = self._plans.pop(key, None)
             if plan is None:
                 plan = Plan(self.program, self._kernels, len(images), tapped, self.threads)
-            plan.run(self._workers, {**made, "image": pixels})
+            made = plan.run(self._workers, {"image": pixels})
             with self._lock:
                 self._plans[key] = plan
                 while len(self._plans) > MOST_PLANS:
                     del self._plans[next(iter(self._plans))]
+        else:
+            made = empty(self.program, tapped)
         return {name: pixels if name == "image" else made[name] for name in names}
+
+
+def empty(program: Program, names: Iterable[str]) -> dict[str, Array]:
+    """These tensors of no image, [0, *shape]."""
+    return {name: np.empty((0, *program.tensors[name].shape), program.tensors[name].dtype) for name in names}
 
 
 def bind(program: Program, op: Operator) -> Kernel:
@@ -145,21 +150,19 @@ def bind_operator(program: Program, op: Operator, threads: int | None = None) ->
     """
     kernel = bind(program, op)
     workers = Workers(available_threads() if threads is None else threads, rare([kernel]))
-    plans: dict[tuple[int, tuple[str, ...]], tuple[dict[str, tuple[tuple[int, ...], Any]], Plan | None]] = {}
+    plans: dict[tuple[int, tuple[str, ...]], Plan] = {}
     first = next(iter(op.inputs.values()))
 
     def call(values: Mapping[str, Array], ports: Collection[str]) -> dict[str, Array]:
         batch = len(values[first])
         key = (batch, tuple(ports))
-        if key not in plans:
-            tensors = {name: program.tensors[name] for name in map(op.tensor, ports)}
-            outputs = {name: ((batch, *tensor.shape), tensor.dtype) for name, tensor in tensors.items()}
-            plans[key] = outputs, Plan(program, [kernel], batch, outputs, workers.threads) if batch else None
-        outputs, plan = plans[key]
-        made = {name: np.empty(shape, dtype) for name, (shape, dtype) in outputs.items()}
-        if plan is not None:
-            plan.run(workers, {**values, **made})
-        return made
+        plan = plans.get(key)
+        if plan is None:
+            names = [op.tensor(port) for port in ports]
+            if not batch:
+                return empty(program, names)
+            plan = plans[key] = Plan(program, [kernel], batch, names, workers.threads)
+        return plan.run(workers, values)
 
     return call
 

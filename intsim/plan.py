@@ -12,14 +12,13 @@ import threading
 import weakref
 from collections.abc import Collection, Mapping
 from itertools import zip_longest
-from queue import SimpleQueue
 
 import numpy as np
 
 from intsim.kernels.base import BATCH, In, Kernel, Out
 from intsim.kernels.dot import ROWS as TILE
-from intsim.kernels.memory import address_of
-from intsim.kernels.run import AWAKE, COUNTERS, make_group, run
+from intsim.kernels.memory import address_of, make_lock
+from intsim.kernels.run import COUNTERS, DISMISS, NUMBER, SEAT, SEATS, make_group, run
 from intsim.kernels.scan import BLOCK
 from intsim.kernels.tiles import SIDE
 from intsim.program import Array, Program, Tensor
@@ -30,8 +29,20 @@ PARTS = 2  # a task is what is left, over this and the number of threads: large 
 LINE = 64  # bytes
 TILES = (SIDE, TILE)  # rows of a tile of the matrix products, in tile and in vector registers: a task has whole tiles
 
-Calls = SimpleQueue[bool]
 Rare = tuple[int | None, int | None]
+spare_locks: list[int] = []  # of helpers that were dismissed: held, for others
+
+
+forks = 0  # of the processes that led from the first to this one
+
+
+def count_fork() -> None:
+    global forks
+    forks += 1
+
+
+with contextlib.suppress(AttributeError):  # there is no fork
+    os.register_at_fork(after_in_child=count_fork)
 
 
 def allowed_cpus() -> set[int]:
@@ -51,43 +62,49 @@ class Workers:
     def __init__(self, threads: int, rare: Rare = (None, None)):
         self.threads = threads
         self.rare = rare
-        self._process = 0
-        self._calls: Calls = SimpleQueue()
-        self._group = make_group(threads, allowed_cpus())
-        self._address = address_of(self._group)
+        self._fork = -1
+        alone = make_group(allowed_cpus(), ())
+        self._group = alone, address_of(alone)
 
     def run(self, ticket: int, threads: int) -> None:
         """Runs a ticket of `kernels.run`, an address, by the calling thread and up to `threads` - 1 helpers."""
-        if threads > 1:
-            if self._process != os.getpid():  # a fork has no threads
-                self._start()
-            for _ in range(self.threads - 1 - int(self._group[AWAKE]) - self._calls.qsize()):
-                self._calls.put(True)
-        run(self._address, ticket, 0, *self.rare)
+        if threads > 1 and self._fork != forks:  # no helpers yet, or they are another process's
+            self._start()
+        group, address = self._group  # another thread may start the helpers meanwhile, with a group of their own
+        run(address, ticket, 0, *self.rare)
+        del group
 
     def _start(self) -> None:
-        self._process = os.getpid()
-        calls: Calls = SimpleQueue()
-        self._calls = calls
-        self._group = group = make_group(self.threads, allowed_cpus())
-        self._address = address_of(group)
-        for thread in range(1, self.threads):
+        self._fork = forks
+        locks = [take_lock() for _ in range(self.threads - 1)]
+        group = make_group(allowed_cpus(), locks)
+        for thread, lock in enumerate(locks, 1):
             threading.Thread(
-                target=help_out, args=(calls, group, thread, self.rare), name="intsim", daemon=True
+                target=help_out, args=(group, thread, lock, self.rare), name="intsim", daemon=True
             ).start()
-        weakref.finalize(self, dismiss, calls, self.threads - 1)
+        weakref.finalize(self, dismiss, group, self.rare).atexit = False
+        self._group = group, address_of(group)
 
 
-def help_out(calls: Calls, group: Array, thread: int, rare: Rare) -> None:
+def take_lock() -> int:
+    """Address of a lock that is held."""
+    try:
+        return spare_locks.pop()
+    except IndexError:
+        return make_lock()
+
+
+def help_out(group: Array, thread: int, lock: int, rare: Rare) -> None:
     """What a helper does until it is dismissed."""
-    while calls.get():
-        with contextlib.suppress(Exception):  # it cannot be compiled: the caller's thread meets and tells that
-            run(address_of(group), 0, thread, *rare)
+    group[SEATS + SEAT * thread + NUMBER] = threading.get_native_id()
+    with contextlib.suppress(Exception):  # it cannot be compiled: the caller's thread meets and tells that
+        run(address_of(group), 0, thread, *rare)
+    spare_locks.append(lock)
 
 
-def dismiss(calls: Calls, helpers: int) -> None:
-    for _ in range(helpers):
-        calls.put(False)
+def dismiss(group: Array, rare: Rare) -> None:
+    with contextlib.suppress(Exception):  # likewise
+        run(address_of(group), 0, DISMISS, *rare)
 
 
 def size_of(tensor: Tensor, batch: int) -> int:
@@ -98,7 +115,7 @@ def size_of(tensor: Tensor, batch: int) -> int:
 class Plan:
     """One way through a list of kernels for `batch` images; runs one batch at a time.
 
-    given: tensors that the caller brings (`image`); wanted: tensors that it gets, every other has its place in `arena`.
+    wanted: tensors that the caller gets, of those that the kernels make; every other has its place in `arena`.
     """
 
     def __init__(self, program: Program, kernels: list[Kernel], batch: int, wanted: Collection[str], threads: int):
@@ -115,7 +132,7 @@ class Plan:
         base = address_of(self.arena) + -address_of(self.arena) % LINE
         numbers: list[int] = []
         begins = [0]
-        self.open: list[tuple[int, str]] = []  # position in `steps` of an address that each run brings
+        positions: dict[str, list[int]] = {}  # of addresses in `steps` that differ from run to run
         for k in kernels:
             numbers.append(k.code)
             for argument in k.arguments():
@@ -130,10 +147,15 @@ class Plan:
                 if name in self.places:
                     argument = base + self.places[name][0]
                 elif name is not None and (name in self.made or isinstance(argument, In)):
-                    self.open.append((len(numbers), name))
+                    positions.setdefault(name, []).append(len(numbers))
                     argument = 0
                 numbers.append(int(argument))
             begins.append(len(numbers))
+        tensors = program.tensors
+        self.inputs = [(at, name) for name in positions if name not in self.made for at in positions[name]]
+        self.outputs = [
+            (name, (batch, *tensors[name].shape), tensors[name].dtype, positions[name]) for name in wanted
+        ]
         self.steps, self.begins = np.array(numbers, dtype=np.int64), np.array(begins, dtype=np.int64)
         self._share(kernels, batch, threads)
         widest = int(np.diff(self.phases).max(initial=1))
@@ -173,11 +195,19 @@ class Plan:
         self._ticket = np.array(numbers, dtype=np.int64)
         self.ticket = address_of(self._ticket)
 
-    def run(self, workers: Workers, brought: Mapping[str, Array]) -> None:
-        """brought: arrays of all tensors that are given or wanted, [batch, *shape], contiguous, in their containers."""
-        for position, name in self.open:
-            self.steps[position] = address_of(brought[name])
+    def run(self, workers: Workers, given: Mapping[str, Array]) -> dict[str, Array]:
+        """The wanted tensors, [batch, *shape] in their containers; given: those that the caller brings, contiguous."""
+        steps = self.steps
+        for position, name in self.inputs:
+            steps[position] = address_of(given[name])
+        made = {}
+        for name, shape, dtype, positions in self.outputs:
+            made[name] = array = np.empty(shape, dtype)
+            address = address_of(array)
+            for position in positions:
+                steps[position] = address
         workers.run(self.ticket, self.threads)
+        return made
 
 
 def levels_of(kernels: list[Kernel]) -> list[int]:

@@ -12,6 +12,8 @@ import re
 import subprocess
 import sys
 import threading
+import time
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from fractions import Fraction
 from math import isqrt
@@ -436,20 +438,24 @@ def test_a_late_helper_finds_the_door_closed(program: Program) -> None:
     images = images_for(program, 1)
     bound = Engine(program, threads=1)._kernels
     p = plan.Plan(program, bound, 1, {program.logits}, 2)
-    group = run.make_group(2, allowed)
-    logits = np.zeros((1, *program.tensors[program.logits].shape), np.int32)
+    group = run.make_group(allowed, [memory.make_lock()])
 
     class Alone:
         def run(self, ticket: int, threads: int) -> None:
             run.run(memory.address_of(group), ticket, 0, None, None)
 
-    p.run(cast(plan.Workers, Alone()), {"image": images, program.logits: logits})
+    logits = p.run(cast(plan.Workers, Alone()), {"image": images})[program.logits]
     assert np.array_equal(logits, Engine(program).run(images)[program.logits])
     logits[:] = 7
     p.memory[:] = 7
     marks = p.marks.copy()
     with ThreadPoolExecutor(1) as pool:  # it may leave this thread's CPU
-        pool.submit(run.run, memory.address_of(group), 0, 1, None, None).result()
+        helper = pool.submit(run.run, memory.address_of(group), 0, 1, None, None)
+        assert until(lambda: bool(group[run.SEATS + run.SEAT + run.ASLEEP]))
+        assert until(lambda: group[run.AWAKE] == 0)
+        assert not helper.done()
+        plan.dismiss(group, (None, None))
+        helper.result(60)
     assert (logits == 7).all() and (p.memory == 7).all() and np.array_equal(p.marks, marks)
     assert plan.allowed_cpus() == allowed and group[run.AWAKE] == 0
 
@@ -465,7 +471,7 @@ def test_runs_side_by_side(program: Program) -> None:
 
     with ThreadPoolExecutor(3) as pool:
         assert all(pool.map(many, range(3)))
-    assert engine._workers._group[run.LEADERS] == 0
+    assert engine._workers._group[0][run.LEADERS] == 0
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
@@ -500,26 +506,62 @@ def test_a_helper_leaves_the_cpu_of_another_thread() -> None:
 
     for cpu_ in allowed:
         with ThreadPoolExecutor(1) as pool:
-            seat, left = pool.submit(helper, cpu_, run.make_group(3, allowed)).result()
+            seat, left = pool.submit(helper, cpu_, run.make_group(allowed, [0, 0])).result()
         assert seat in left and left == allowed - {cpu_}
         with ThreadPoolExecutor(1) as pool:  # nowhere to go
-            assert pool.submit(helper, cpu_, run.make_group(3, {cpu_})).result() == (cpu_, {cpu_})
+            assert pool.submit(helper, cpu_, run.make_group({cpu_}, [0, 0])).result() == (cpu_, {cpu_})
     assert plan.allowed_cpus() == allowed  # the caller's thread is never moved
 
 
-def test_threads_end_with_their_workers(program: Program) -> None:
+def until(true: Callable[[], bool], seconds: float = 60) -> bool:
+    """Whether it becomes true."""
+    end = time.monotonic() + seconds
+    while not true() and time.monotonic() < end:
+        time.sleep(1e-3)
+    return true()
+
+
+def test_helpers_sleep_and_are_woken(program: Program) -> None:
+    """Also when they are just going to sleep as they are rung for, over and over."""
+    images = images_for(program, 1)
+    expected = Engine(program, threads=1).run(images)[program.logits]
+    workers = plan.Workers(3)
+    p = plan.Plan(program, Engine(program, threads=1)._kernels, 1, [program.logits], 3)
+    p.run(workers, {"image": images})
+    group, _ = workers._group
+    flags = group[run.SEATS + run.SEAT + run.ASLEEP :: run.SEAT]
+    assert p.threads == len(flags) + 1 == 3
+    assert until(lambda: group[run.AWAKE] == 0) and (flags == 1).all()
+    woken = 0
+    for i in range(3000):
+        end = time.perf_counter() + i % 300 * 1e-6
+        while time.perf_counter() < end:
+            pass
+        woken += group[run.AWAKE] < 2
+        assert np.array_equal(p.run(workers, {"image": images})[program.logits], expected)
+    assert 0 < woken < 3000
+
+
+@pytest.mark.parametrize("asleep", [False, True])
+def test_threads_end_with_their_workers(program: Program, asleep: bool) -> None:
     before = set(threading.enumerate())  # some may end meanwhile
     workers = plan.Workers(3)
     p = plan.Plan(program, Engine(program, threads=1)._kernels, 1, {program.logits}, 1)
-    logits = np.zeros((1, *program.tensors[program.logits].shape), np.int32)
-    p.run(workers, {"image": images_for(program, 1), program.logits: logits})
+    p.run(workers, {"image": images_for(program, 1)})
+    spare = len(plan.spare_locks)
     workers.run(p.ticket, 3)
     started = set(threading.enumerate()) - before
-    assert len(started) == 2
+    assert len(started) == 2 and len(plan.spare_locks) == max(spare - 2, 0)
+    group, _ = workers._group
+    if asleep:
+        assert until(lambda: group[run.AWAKE] == 0)
+    else:
+        workers.run(p.ticket, 3)
     del workers
     for thread in started:
         thread.join(timeout=5)
     assert not any(thread.is_alive() for thread in started)
+    assert len(plan.spare_locks) == max(spare, 2) and len(set(plan.spare_locks)) == len(plan.spare_locks)
 
 
 # --- the shared arithmetic, against the text of SPEC 2 in exact fractions ---
@@ -690,7 +732,7 @@ def test_scans(rounding: str, lowest: int, states: int, channels: int) -> None:
                 numbers = [*inputs, *outputs, *sizes, *constants, m, mode, *ranges, 2, bits // 8, 1]
                 step = np.array([scan.Scan.code, *numbers], dtype=np.int64)
                 one = [np.array(n, dtype=np.int64) for n in ([0, len(step)], [0], [[0, 1, 0, channels]], [0, 1])]
-                marks, group = np.zeros(run.COUNTERS, dtype=np.int64), run.make_group(1, ())
+                marks, group = np.zeros(run.COUNTERS, dtype=np.int64), run.make_group((), ())
                 at = memory.address_of(scratch)
                 addresses = [*map(memory.address_of, (step, *one)), 1, memory.address_of(marks), at + -at % 64]
                 ticket = np.array([1, *addresses], dtype=np.int64)

@@ -610,14 +610,14 @@ class Bound:
 class InARun:
     """One operator as it runs in a network: PHASES times in one call, each after all threads are done with the last.
 
-    The inputs lie where `bound` has them, and each phase writes the same outputs.
+    The inputs lie where `bound` has them, and each phase of a call writes the same outputs.
     """
 
     def __init__(self, program: Program, op: Operator, bound: Bound, threads: int):
         kernel = bind(program, op)
-        self.brought = {**bound.values, **bound()}
-        made = {op.tensor(port) for port in bound.ports}
-        self.steps = Steps(program, [kernel], len(next(iter(self.brought.values()))), made, threads)
+        self.values = bound.values
+        made = [op.tensor(port) for port in bound.ports]
+        self.steps = Steps(program, [kernel], len(next(iter(self.values.values()))), made, threads)
         count = len(self.steps.tasks)
         self.steps.tasks = np.tile(self.steps.tasks, (PHASES, 1))
         self.steps.phases = np.arange(PHASES + 1, dtype=np.int64) * count
@@ -625,7 +625,7 @@ class InARun:
         self.workers = Workers(threads, rare([kernel]))
 
     def __call__(self) -> None:
-        self.steps.run(self.workers, self.brought)
+        self.steps.run(self.workers, self.values)
 
 
 def inputs_of(program: Program, ops: Collection[Operator], images: Array) -> dict[str, Array]:

@@ -20,13 +20,14 @@ from numba.extending import intrinsic as numba_intrinsic
 from intsim.kernels.common import kernel
 from intsim.program import Array
 
+addressof, view = ctypes.addressof, ctypes.c_char.from_buffer  # of every array of every run: looked up once
 intrinsic: Any = numba_intrinsic  # its stub does not know what it returns
 
 
 def address_of(array: Any) -> int:
     """Address of the first element of a contiguous array."""
     try:
-        return ctypes.addressof(ctypes.c_char.from_buffer(array))
+        return addressof(view(array))
     except (TypeError, ValueError):  # it may not be written, or is empty; this takes four times as long
         return int(array.__array_interface__["data"][0])
 
@@ -107,7 +108,7 @@ def fetch(typing: Any, array: Any, i: Any) -> Any:
 
     def generate(context: Any, builder: Any, sig: Any, args: Any) -> Any:
         data = context.make_array(sig.args[0])(context, builder, args[0]).data
-        return builder.load_atomic(builder.gep(data, [args[1]]), "acquire", 8)
+        return builder.load_atomic(builder.gep(data, [args[1]]), "seq_cst", 8)
 
     return types.int64(array, types.intp), generate
 
@@ -125,6 +126,44 @@ def give_way(typing: Any) -> Any:
     return types.void(), generate
 
 
+def make_lock() -> int:
+    """Address of a lock of the interpreter, held; it is never freed, but may be used again when it is held again."""
+    api = ctypes.pythonapi
+    api.PyThread_allocate_lock.restype = ctypes.c_void_p
+    api.PyThread_acquire_lock.argtypes = [ctypes.c_void_p, ctypes.c_int]
+    lock = api.PyThread_allocate_lock()
+    if not lock:
+        raise MemoryError("there is no memory for another lock")
+    api.PyThread_acquire_lock(lock, 0)
+    return int(lock)
+
+
+@intrinsic
+def acquire(typing: Any, lock: Any) -> Any:
+    """Waits, asleep, until a lock (see make_lock) is released, and holds it; the interpreter is not needed for it."""
+
+    def generate(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        function = ir.FunctionType(ir.IntType(32), [cgutils.voidptr_t, ir.IntType(32)])
+        function = cgutils.get_or_insert_function(builder.module, function, "PyThread_acquire_lock")
+        builder.call(function, [builder.inttoptr(args[0], cgutils.voidptr_t), ir.Constant(ir.IntType(32), 1)])
+        return context.get_dummy_value()
+
+    return types.void(types.int64), generate
+
+
+@intrinsic
+def release(typing: Any, lock: Any) -> Any:
+    """Releases a lock that is held, by whichever thread, and wakes the one that waits for it."""
+
+    def generate(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        function = ir.FunctionType(ir.VoidType(), [cgutils.voidptr_t])
+        function = cgutils.get_or_insert_function(builder.module, function, "PyThread_release_lock")
+        builder.call(function, [builder.inttoptr(args[0], cgutils.voidptr_t)])
+        return context.get_dummy_value()
+
+    return types.void(types.int64), generate
+
+
 @intrinsic
 def current_cpu(typing: Any) -> Any:
     """The CPU that this thread is on; -1 where the system does not say."""
@@ -140,18 +179,21 @@ def current_cpu(typing: Any) -> Any:
 
 
 @intrinsic
-def stay_on(typing: Any, cpus: Any, i: Any, words: Any) -> Any:
-    """Lets this thread run only on the CPUs whose bits are set in `words` elements, from i on, of an int64 array."""
+def stay_on(typing: Any, thread: Any, cpus: Any, i: Any, words: Any) -> Any:
+    """Lets a thread run only on the CPUs whose bits are set in `words` elements, from i on, of an int64 array.
+
+    thread: the system's number of it; 0: the one that calls.
+    """
 
     def generate(context: Any, builder: Any, sig: Any, args: Any) -> Any:
         if sys.platform == "linux":
-            data = context.make_array(sig.args[0])(context, builder, args[0]).data
+            data = context.make_array(sig.args[1])(context, builder, args[1]).data
             int32, int64 = ir.IntType(32), ir.IntType(64)
-            address = builder.ptrtoint(builder.gep(data, [args[1]]), int64)
+            address = builder.ptrtoint(builder.gep(data, [args[2]]), int64)
             function = ir.FunctionType(int32, [int32, int64, int64])
             function = cgutils.get_or_insert_function(builder.module, function, "sched_setaffinity")
-            size = builder.mul(args[2], ir.Constant(int64, 8))
-            builder.call(function, [ir.Constant(int32, 0), size, address])
+            size = builder.mul(args[3], ir.Constant(int64, 8))
+            builder.call(function, [builder.trunc(args[0], int32), size, address])
         return context.get_dummy_value()
 
-    return types.void(cpus, types.intp, types.int64), generate
+    return types.void(types.int64, cpus, types.intp, types.int64), generate

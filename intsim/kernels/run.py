@@ -9,7 +9,7 @@ that comes when the caller's thread is through finds the door closed.
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 
 import numpy as np
 
@@ -19,7 +19,18 @@ from intsim.kernels.conv1d import conv1d
 from intsim.kernels.gate import gate
 from intsim.kernels.insert_token import insert_token
 from intsim.kernels.linear import linear
-from intsim.kernels.memory import address_of, current_cpu, exchange, fetch, fetch_add, give_way, int64_at, stay_on
+from intsim.kernels.memory import (
+    acquire,
+    address_of,
+    current_cpu,
+    exchange,
+    fetch,
+    fetch_add,
+    give_way,
+    int64_at,
+    release,
+    stay_on,
+)
 from intsim.kernels.narrow import narrow_conv1d, narrow_gate, narrow_linear, narrow_patch_embed, narrow_scan
 from intsim.kernels.rmsnorm import rmsnorm
 from intsim.kernels.rom import rom
@@ -29,41 +40,55 @@ from intsim.program import Array
 
 CLOSED = 1 << 32
 PATIENCE = 20_000  # looks at a counter before the CPU is given away
-ALERT = 200_000  # looks at the bell, some 200 us, before a helper goes to sleep, from which waking takes 100 us
+ALERT = 200_000  # looks at the bell, 70 us or more, before a helper goes to sleep, from which waking takes 50 us
 COUNTERS = 16  # int64 from phase to phase, so that two phases share no cache line
 CPUS = 16  # int64 that have a bit for each CPU
-# places in the memory of a group of threads, of `make_group`; no two share a cache line
-BELL, DOOR, LEFT, TICKET, LEADERS, AWAKE, MAY = range(0, 56, 8)
+# places in the memory of a group of threads, of `make_group`; each name begins a cache line
+BELL, DOOR, LEFT, LEADERS, AWAKE, MAY = range(0, 48, 8)
+TICKET = BELL + 1
+CAME = LEADERS + 1
+HELPERS, GONE = AWAKE + 1, AWAKE + 2
 SEATS = MAY + CPUS  # where the first thread's place begins
 SEAT = 8 + CPUS  # from thread to thread
+ASLEEP, LOCK, NUMBER, FREE = 1, 2, 3, 8  # places in a thread's place
+DISMISS = -1  # in place of a thread
 THREADS, STEPS, BEGINS, CHAINS, TASKS, PHASES, LEVELS, MARKS, SCRATCH = range(9)  # places in a ticket
 
 
 @kernel
 def run(group, ticket, thread, narrow, lanes):
     """What one thread of a group does: thread 0 leads a run and returns when all is done; a helper takes part in every
-    run that it hears of, and returns when there was none for a while.
+    run that it hears of, sleeps when there was none for a while, and returns when the group is dismissed.
 
     group: address of the memory of `make_group`.  ticket: of a run, address of int64, for thread 0: how many threads
     may take part; addresses of steps (the arguments of all steps, each behind its code), begins [n + 1] (where each
     step begins), chains (steps of the chains, one after the other), tasks [tasks, 4] (first and behind the last place
     in `chains`, first and behind the last row) and phases [phases + 1] (first task of each), all int64; how many
     phases; address of int64 [phases * COUNTERS], of each phase the tasks taken and the tasks done; for each thread the
-    address of its scratch memory.  narrow: an int64 of any value if there may be narrow accumulators, else None; lanes:
-    likewise if a scan may need scan.scan_lanes.  For None those kernels, a fifth and a tenth of the code, are not
-    compiled.
+    address of its scratch memory.  thread: DISMISS lets all helpers return.  narrow: an int64 of any value if there
+    may be narrow accumulators, else None; lanes: likewise if a scan may need scan.scan_lanes.  For None those kernels,
+    a fifth and a tenth of the code, are not compiled.
 
     Helpers come in while the door is open: DOOR counts them, LEFT those that left again.  Thread 0 closes it when all
     is done, and waits for those who are in; behind a closed door no helper touches anything of a run.  A thread that
-    finds the group led by another works alone.
+    finds the group led by another works alone.  A helper sleeps on its lock, outside of the interpreter; whoever takes
+    back its ASLEEP, once for each time that it was set, releases the lock or need not wait for it.
     """
     memory = int64_at(group, SEATS)
+    if thread == DISMISS:
+        exchange(memory, GONE, 1)
+        fetch_add(memory, BELL, 1)
+        wake(memory, memory[HELPERS])
+        return
     if thread:
         fetch_add(memory, AWAKE, 1)
     while True:
         heard = fetch(memory, BELL)
         inside, leads, at = True, False, ticket
         if thread:
+            if fetch(memory, GONE):
+                fetch_add(memory, AWAKE, -1)
+                return
             take_seat(memory, thread)  # behind a closed door, too: one that looks on thread 0's CPU takes it away
             inside = fetch_add(memory, DOOR, 1) < CLOSED
             if inside:
@@ -73,10 +98,10 @@ def run(group, ticket, thread, narrow, lanes):
             leads = fetch_add(memory, LEADERS, 1) == 0
             if leads:
                 take_seat(memory, thread)
-                exchange(memory, LEFT, 0)
                 exchange(memory, TICKET, ticket)
                 exchange(memory, DOOR, 0)
                 fetch_add(memory, BELL, 1)
+                wake(memory, int64_at(ticket, SCRATCH)[THREADS] - 1)
         if inside:
             t = int64_at(at, SCRATCH + thread + 1)
             if thread < t[THREADS]:
@@ -129,7 +154,8 @@ def run(group, ticket, thread, narrow, lanes):
                     wait_for(marks, phase * COUNTERS + 8, count)
         if thread == 0:
             if leads:
-                wait_for(memory, LEFT, exchange(memory, DOOR, CLOSED))
+                memory[CAME] += exchange(memory, DOOR, CLOSED)
+                wait_for(memory, LEFT, memory[CAME])
             fetch_add(memory, LEADERS, -1)
             return
         if inside:
@@ -138,10 +164,24 @@ def run(group, ticket, thread, narrow, lanes):
         while fetch(memory, BELL) == heard and looks < ALERT:
             looks += 1
         if fetch(memory, BELL) == heard:
-            fetch_add(memory, AWAKE, -1)
-            if fetch(memory, BELL) == heard:  # who rang since has seen this thread awake
-                return
+            place = SEATS + SEAT * thread
+            exchange(memory, place + ASLEEP, 1)
+            fetch_add(memory, AWAKE, -1)  # who rings from here on wakes this thread
+            if fetch(memory, BELL) == heard or exchange(memory, place + ASLEEP, 0) == 0:
+                acquire(memory[place + LOCK])
             fetch_add(memory, AWAKE, 1)
+
+
+@kernel
+def wake(memory, helpers):
+    """Wakes those of the first `helpers` helpers that sleep, on other CPUs than the one of this thread."""
+    if fetch(memory, AWAKE) < memory[HELPERS]:
+        for helper in range(1, helpers + 1):
+            place = SEATS + SEAT * helper
+            if exchange(memory, place + ASLEEP, 0):
+                if memory[place + NUMBER] and find_free(memory, place + FREE, 1):
+                    stay_on(memory[place + NUMBER], memory, place + FREE, CPUS)
+                release(memory[place + LOCK])
 
 
 @kernel
@@ -153,18 +193,25 @@ def clear(ticket):
         marks[i] = 0
 
 
-def make_group(threads: int, cpus: Collection[int]) -> Array:
+def make_group(cpus: Collection[int], locks: Sequence[int]) -> Array:
     """What the threads of a group share from run to run: int64, in the places above; whole cache lines.
 
-    [BELL] changes when a run begins; [DOOR], [LEFT], [TICKET], [LEADERS]: see `run`; [AWAKE] helpers that hear the
-    bell; [MAY ..] a bit for each of the `cpus` that they may use (none if there are too many to tell);
-    [SEATS + SEAT * t] the CPU that thread t was on, plus 1, and 8 behind it bits for CPUs that thread t works with.
+    cpus: that they may use; locks: addresses of locks that are held (memory.make_lock), one for each helper.
+
+    [BELL] changes when a run begins, [TICKET] is its ticket; [DOOR], [LEFT], [LEADERS]: see `run`; [CAME] those that
+    came in, of all runs; [AWAKE] helpers that hear the bell, of [HELPERS]; [GONE] is 1 when they are dismissed;
+    [MAY ..] a bit for each of the CPUs (none if there are too many to tell); of each thread, from [SEATS + SEAT * t]
+    on, the CPU that it was on, plus 1, and at [ASLEEP] whether it sleeps, or will, [LOCK] on which lock, [NUMBER] the
+    system's number for it (0: not known), [FREE ..] bits for CPUs, to work with.
     """
+    threads = len(locks) + 1
     size = SEATS + SEAT * threads
     memory = np.zeros(size + 8, dtype=np.int64)
     first = -(address_of(memory) // 8) % 8
     group = memory[first : first + size]
     group[DOOR] = CLOSED
+    group[HELPERS] = len(locks)
+    group[SEATS + SEAT + LOCK :: SEAT] = locks
     if max(cpus, default=0) < 64 * CPUS:
         bits = np.zeros(64 * CPUS, dtype=np.uint8)
         bits[list(cpus)] = 1
@@ -182,21 +229,28 @@ def take_seat(memory, thread):
     seat = SEATS + SEAT * thread
     for other in range(thread):
         if fetch(memory, SEATS + SEAT * other) == cpu + 1 and cpu >= 0:
-            free = seat + 8
-            any_free = np.int64(0)
-            for i in range(CPUS):
-                memory[free + i] = memory[MAY + i]
-            for lower in range(thread):
-                taken = fetch(memory, SEATS + SEAT * lower) - 1
-                if 0 <= taken < 64 * CPUS:
-                    memory[free + (taken >> 6)] &= ~(np.int64(1) << (taken & 63))
-            for i in range(CPUS):
-                any_free |= memory[free + i]
-            if any_free:
-                stay_on(memory, free, CPUS)
+            if find_free(memory, seat + FREE, thread):
+                stay_on(0, memory, seat + FREE, CPUS)
                 cpu = current_cpu()
             break
-    fetch_add(memory, seat, cpu + 1 - fetch(memory, seat))
+    if fetch(memory, seat) != cpu + 1:  # a line that all read is not taken from them for nothing
+        exchange(memory, seat, cpu + 1)
+
+
+@kernel
+def find_free(memory, free, threads):
+    """Sets bits, from memory[free] on, for the CPUs where none of the first `threads` threads is; whether there is one.
+    """
+    for i in range(CPUS):
+        memory[free + i] = memory[MAY + i]
+    for thread in range(threads):
+        taken = fetch(memory, SEATS + SEAT * thread) - 1
+        if 0 <= taken < 64 * CPUS:
+            memory[free + (taken >> 6)] &= ~(np.int64(1) << (taken & 63))
+    found = np.int64(0)
+    for i in range(CPUS):
+        found |= memory[free + i]
+    return found != 0
 
 
 @kernel
