@@ -29,13 +29,15 @@ from numba import types
 from numba.extending import intrinsic as numba_intrinsic
 
 from intsim import kernels, plan
-from intsim.engine import Engine
+from intsim.builder import Builder, Out
+from intsim.engine import Engine, bind, run_operator
 from intsim.errors import UserError
 from intsim.kernels import cache as kernel_cache
 from intsim.kernels import common, cpu, dot, exp2, memory, requantize, run, scan, tiles
 from intsim.kernels import vector as v
+from intsim.operators import KINDS, View
 from intsim.oracle import Oracle
-from intsim.program import Array, Program
+from intsim.program import Array, Program, Tensor, Term
 from intsim.synthetic import Size, random_program
 
 intrinsic: Any = numba_intrinsic
@@ -170,7 +172,8 @@ if libc.prctl(38, 1, 0, 0, 0) or libc.prctl(22, 2, ctypes.c_void_p(ctypes.addres
 from intsim.kernels import cpu
 assert cpu.has_tiles() and "amx" not in cpu.available() and cpu.choose() == "avx512vnni", cpu.available()
 import numpy as np
-from intsim.engine import Engine
+from intsim.builder import Builder, Out
+from intsim.engine import Engine, bind, run_operator
 from intsim.oracle import Oracle
 from intsim.synthetic import random_program
 program = random_program(1)
@@ -236,6 +239,49 @@ def test_wide_group_shifts() -> None:
     assert isinstance(kernel.weights, dot.Weights)  # type: ignore[attr-defined]
     assert kernel.weights.ends[:, 1].tolist() == [6, 1, 8, 0]  # type: ignore[attr-defined]
     check(program, images_for(program, 2))
+
+
+@pytest.mark.parametrize("path", cpu.available())
+@pytest.mark.parametrize("rounding", ["half_up", "floor"])
+def test_linear_without_accumulators(path: str, rounding: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Outputs made in registers: widths of 8 bits and others, groups with and without room for the bias' low bits."""
+    monkeypatch.setenv(cpu.VARIABLE, path)
+    rng = np.random.default_rng(5)
+    inside = set()
+    formats = {"dt": Out(8, 0), "B": Out(5, 2), "C": Out(16, -8)}
+    for shifts, counts in (
+        ((0,), (64,)),
+        ((2,), (66,)),
+        ((0, 1), (30, 39)),
+        ((0, 1), (32, 37)),
+        ((7, 0), (67, 63)),
+        ((8, 0), (67, 63)),
+        ((1, 3), (33, 33)),
+        ((0, 2, 7, 3), (1, 40, 41, 50)),
+    ):
+        b = Builder("linear", rounding=rounding, image=(1, 1, 1), classes=["one"])
+        tokens, inputs = 13, sum(counts)
+        index = rng.permutation(np.repeat(np.arange(len(counts)), counts))
+        b.program.arrays["x.group"] = index.astype(np.uint8)
+        terms = (Term("channel", shifts=shifts, index="x.group"),)
+        b.program.tensors["x"] = Tensor("x", "output", ("token", "channel"), (tokens, inputs), 8, True, -6, terms)
+        weight = rng.choice([-128, -128, 127, -1, 1, 0, 77], (198, inputs))
+        bias = rng.integers(-(2**24), 2**24, 198)
+        constants = {"weight": weight, "weight_exponent": rng.integers(-14, -8, 198), "bias": bias}
+        segments = [{"port": p, "start": 66 * i, "stop": 66 * i + 66} for i, p in enumerate(formats)]
+        op = b.add("linear", "l", {"x": "x"}, constants, {"segments": segments}, formats)
+        values = rng.choice([-128, -128, 127, 127, 0, 1, -1, 50], (2, tokens, inputs)).astype(np.int8)
+        got = run_operator(b.program, op, {"x": values}, list(formats))
+        for i in range(2):
+            wanted = KINDS["linear"].run(View(b.program, op), {"x": values[i].astype(np.int64)})
+            for port in formats:
+                assert np.array_equal(got[op.tensor(port)][i], wanted[port]), (shifts, port)
+                assert len(np.unique(wanted[port])) > 10
+        weights = bind(b.program, op).weights  # type: ignore[attr-defined]
+        if isinstance(weights, dot.Weights):
+            inside.add((len(counts), weights.whole_start is not None))
+    if path == "avx512vnni":
+        assert inside == {(1, True), (1, False), (2, True), (2, False), (4, True)}
 
 
 @pytest.mark.parametrize("rounding", ROUNDINGS)

@@ -43,10 +43,18 @@ class Weights:
     """Weights packed for one path.
 
     weight [O, K], 8 bits; bias [O], 32 bits; column_shift [K], 0 .. 15; columns [padded]: the output in each column of
-    the packed weights, -1 for none.
+    the packed weights, -1 for none; half [padded]: rounding constants, if `finished_tile` is to be used.
     """
 
-    def __init__(self, path: str, weight: Array, bias: Array, column_shift: Array, columns: Array):
+    def __init__(
+        self,
+        path: str,
+        weight: Array,
+        bias: Array,
+        column_shift: Array,
+        columns: Array,
+        half: Array | None = None,
+    ):
         self.path = cpu.PATHS.index(path)
         self.eight_bits = path in EIGHT_BITS
         pieces = 4 if self.eight_bits else 2
@@ -67,8 +75,6 @@ class Weights:
         whole = np.zeros((self.columns, len(order)), dtype=bits)
         real_rows, real_columns = columns >= 0, self.order >= 0
         whole[np.ix_(real_rows, real_columns)] = weight[np.ix_(columns[real_rows], self.order[real_columns])]
-        packed = whole.reshape(self.columns // 16, 16, self.depth, pieces).transpose(0, 2, 1, 3)
-        self.packed = aligned(packed)
         self.bias = np.zeros(self.columns, dtype=np.int32)
         self.bias[real_rows] = bias[columns[real_rows]]
         self.start = np.zeros(self.columns, dtype=np.int32)  # the sums' first values
@@ -80,7 +86,9 @@ class Weights:
             # more groups than one: no token is shifted, so the correction may join the bias
             target = self.start if len(levels) == 1 else self.bias
             target[real_rows] = (target[real_rows] - 128 * correction[columns[real_rows]]).astype(np.int32)
-
+        self.whole_start = self._whole_start(whole, levels, half) if path == "avx512vnni" and half is not None else None
+        packed = whole.reshape(self.columns // 16, 16, self.depth, pieces).transpose(0, 2, 1, 3)
+        self.packed = aligned(packed)
         self.vectorised = int(
             path == "avx512vnni" and bool(self.permuted) and self.inputs >= 64 and cpu.has_byte_permutation()
         )
@@ -89,7 +97,26 @@ class Weights:
             self.bytes_order, self.masks = pieces_of_order(self.order, self.inputs)
         self.start, self.bias, self.bytes_order = aligned(self.start), aligned(self.bias), aligned(self.bytes_order)
         self.kept = [self.order, self.packed, self.start, self.ends, self.bias, self.bytes_order, self.masks]
+        if self.whole_start is not None:
+            self.whole_start = aligned(self.whole_start)
+            self.kept.append(self.whole_start)
         self.row_bytes = self.depth * 4
+
+    def _whole_start(self, whole: Array, levels: list[int], half: Array) -> Array | None:
+        """First values of the sums [padded] with bias and rounding constant in them, so that neither is added later.
+
+        What the shifts between the groups would push out of it becomes a weight of the last place of `whole` [padded,
+        padded inputs], if that is padding, for which `pack_rows` has a 1.  None if there is no such way.
+        """
+        final = self.start.astype(np.int64) + self.bias + half
+        if levels == [0]:
+            return final.astype(np.int32)
+        if levels[-1] or levels[0] > 7 or self.order[-1] >= 0:
+            return None
+        rest = final & ((1 << levels[0]) - 1)
+        whole[:, -1] = rest
+        self.bias = (self.bias - rest).astype(np.int32)
+        return ((final - rest) >> levels[0]).astype(np.int32)
 
     def arguments(self) -> list[int]:
         """For `pack_rows` and `products`, in the order of the names below."""
@@ -107,6 +134,7 @@ class Weights:
             address_of(self.bias),
             address_of(self.bytes_order) if self.vectorised else 0,
             address_of(self.masks),
+            0 if self.whole_start is None else address_of(self.whole_start),
         ]
 
 
@@ -114,8 +142,8 @@ def pieces_of_order(order: Array, inputs: int) -> tuple[Array, Array]:
     """For permute_rows: order [padded], -1 for none, in pieces of 64 bytes, of which the last ends with its row.
 
     padded, inputs: at least 64.
-    Returns uint8 [blocks, 64], the place of each packed byte in its piece of the inputs, and int64 [blocks, pieces],
-    the bytes of a block that come from each piece.
+    Returns uint8 [blocks, 2, 64], the place of each packed byte in its piece of the inputs and what it is changed by,
+    and int64 [blocks, pieces], the bytes of a block that come from each piece.
     """
     ends = np.minimum(np.arange(64, len(order) + 64, 64), len(order))
     blocks = order[ends[:, None] + np.arange(-64, 0)].astype(np.int64)
@@ -124,11 +152,13 @@ def pieces_of_order(order: Array, inputs: int) -> tuple[Array, Array]:
     place_in_piece = blocks - np.minimum(64 * piece, inputs - 64)
     given = piece[:, None] == np.arange(pieces)[:, None]
     masks = np.packbits(given, axis=2, bitorder="little").reshape(-1).view(np.int64)
-    return np.where(blocks < 0, 0, place_in_piece).astype(np.uint8), masks
+    place_in_piece = np.where(blocks < 0, 0, place_in_piece)
+    return np.stack([place_in_piece, np.where(blocks < 0, 1, 128)], axis=1).astype(np.uint8), masks
 
 
 PATH, WIDE, INPUTS, DEPTH, ORDER, PACKED, START, ENDS, GROUPS, VECTORS, BIAS, BYTES_ORDER, MASKS = range(13)
-ARGUMENTS = 13
+WHOLE_START = 13
+ARGUMENTS = 14
 
 
 @kernel
@@ -141,7 +171,7 @@ def rows_of(rows):
 def pack_rows(w, x, rows, out):
     """Packs `rows` rows of int8 inputs at the address x, and some up to a multiple of ROWS, to the address `out`.
 
-    w: Weights.arguments().
+    w: Weights.arguments().  Padding between groups is 1, of bytes.
     """
     inputs, depth, order = w[INPUTS], w[DEPTH], w[ORDER]
     if w[BYTES_ORDER]:
@@ -166,7 +196,7 @@ def pack_rows(w, x, rows, out):
             if order:
                 at = int32_at(order, depth * 4)
                 for k in range(depth * 4):
-                    octets[k] = source[max(at[k], 0)] ^ np.int8(-128)
+                    octets[k] = source[at[k]] ^ np.int8(-128) if at[k] >= 0 else np.int8(1)
             else:
                 for k in range(inputs):
                     octets[k] = source[k] ^ np.int8(-128)
@@ -288,13 +318,17 @@ def _tile(path: str, vectors: int) -> Any:
     return tile
 
 
+def add_bias(builder: Any, value: Any, bias: Any, q: int) -> Any:
+    """value + the vector q of the biases at an address."""
+    return builder.add(value, builder.load(place(builder, bias, 64 * q, I32X16), align=4))
+
+
 def finish_row(
-    builder: Any, sums: list[Any], bias: Any, shift: Any, low: Any, high: Any, size: Any, target: Any
+    builder: Any, sums: list[Any], shift: Any, low: Any, high: Any, size: Any, target: Any
 ) -> None:
-    """Emits the requantization of 64 sums of a row, and their stores to `target`; see `finished_tile`."""
+    """Emits the requantization of 64 sums of a row, rounding constants included, and their stores to `target`."""
     values = []
     for q, value in enumerate(sums):
-        value = builder.add(value, builder.load(place(builder, bias, 64 * q, I32X16), align=4))
         count = builder.load(place(builder, shift, 64 * q, I32X16), align=4)
         values.append(call(builder, "llvm.x86.avx512.psrav.d.512", I32X16, value, count))
     words = [call(builder, "llvm.x86.avx512.packssdw.512", I16X32, a, b) for a, b in (values[:2], values[2:])]
@@ -304,8 +338,12 @@ def finish_row(
             order = ir.Constant(I32X16, [i % 4 * 4 + i // 4 for i in range(16)])
             packed = builder.bitcast(packed, I32X16)
             packed = builder.shuffle_vector(packed, packed, order)
-            packed = clamp_pieces(builder, 8, packed, low, high)
-            builder.store(packed, place(builder, target, 0, I32X16), align=1)
+            result = cgutils.alloca_once_value(builder, packed)
+            higher = builder.icmp_signed(">", low, ir.Constant(I64, -128))
+            lower = builder.icmp_signed("<", high, ir.Constant(I64, 127))
+            with builder.if_then(builder.or_(higher, lower)):  # than where the instruction saturates
+                builder.store(clamp_pieces(builder, 8, packed, low, high), result)
+            builder.store(builder.load(result), place(builder, target, 0, I32X16), align=1)
         with pairs:
             for i, word in enumerate(words):
                 order = ir.Constant(ir.VectorType(I32, 8), [i % 4 * 2 + i // 4 for i in range(8)])
@@ -322,8 +360,9 @@ def finished_tile(
 ) -> Any:  # fmt: skip
     """A tile of 64 outputs, requantized without leaving the registers: `rows` rows to the address `out`.
 
-    lefts: address of int64 [ROWS], a left shift for each row, or 0 for none; bias, with the rounding constant, and
-    shift: addresses of int32 [64]; size: bytes of an output, 1 or 2; out_stride: bytes from row to row.
+    lefts: address of int64 [ROWS], a left shift for each row, after which bias, with the rounding constant, an address
+    of int32 [64], is added; or 0: the sums' first values include it.  shift: address of int32 [64]; size: bytes of an
+    output, 1 or 2; out_stride: bytes from row to row.
     """
 
     def generate(context: Any, builder: Any, sig: Any, args: Any) -> Any:
@@ -335,12 +374,13 @@ def finished_tile(
             for r in range(ROWS):
                 left = builder.load(place(builder, lefts, 8 * r, I64), align=8)
                 for q in range(WIDEST):
-                    builder.store(shift_left(builder, builder.load(sums[r, q, 0]), left), sums[r, q, 0])
+                    value = shift_left(builder, builder.load(sums[r, q, 0]), left)
+                    builder.store(add_bias(builder, value, bias, q), sums[r, q, 0])
         for r in range(ROWS):
             with builder.if_then(builder.icmp_signed("<", ir.Constant(I64, r), rows)):
                 values = [builder.load(sums[r, q, 0]) for q in range(WIDEST)]
                 target = builder.add(out, builder.mul(out_stride, ir.Constant(I64, r)))
-                finish_row(builder, values, bias, shift, low, high, size, target)
+                finish_row(builder, values, shift, low, high, size, target)
         return context.get_dummy_value()
 
     return types.void(*[types.int64] * 16), generate
@@ -348,7 +388,7 @@ def finished_tile(
 
 @intrinsic
 def permute_rows(typing: Any, x: Any, inputs: Any, last: Any, order: Any, masks: Any, out: Any, size: Any) -> Any:
-    """out[r, i] = x[min(r, last), order[i]] ^ 0x80 for ROWS rows.
+    """out[r, i] = x[min(r, last), order[i]] ^ 0x80, or 1 where order[i] is -1, for ROWS rows.
 
     x: address of bytes [last + 1, inputs]; out: of bytes [ROWS, size]; order, masks: of what `pieces_of_order` made;
     inputs, size: at least 64.  Needs AVX-512 VBMI.
@@ -367,8 +407,8 @@ def permute_rows(typing: Any, x: Any, inputs: Any, last: Any, order: Any, masks:
         found = [cgutils.alloca_once_value(builder, nothing) for _ in rows]
         blocks, pieces = count_pieces(builder, size), count_pieces(builder, inputs)
         with cgutils.for_range(builder, blocks, intp=I64) as loop:
-            entry = builder.add(order, builder.mul(loop.index, ir.Constant(I64, 64)))
-            index = builder.load(place(builder, entry, 0, I8X64), align=1)
+            entry = builder.add(order, builder.mul(loop.index, ir.Constant(I64, 128)))
+            index, change = (builder.load(place(builder, entry, at, I8X64), align=1) for at in (0, 64))
             for total in found:
                 builder.store(nothing, total)
             with cgutils.for_range(builder, pieces, intp=I64) as inner:
@@ -382,9 +422,9 @@ def permute_rows(typing: Any, x: Any, inputs: Any, last: Any, order: Any, masks:
                     builder.store(builder.select(given, moved, builder.load(total)), total)
             offset = builder.add(out, piece_offset(builder, loop.index, size))
             for r, total in enumerate(found):
-                flipped = builder.xor(builder.load(total), ir.Constant(I8X64, [-128] * 64))
+                changed = builder.xor(builder.load(total), change)
                 target = builder.add(offset, builder.mul(size, ir.Constant(I64, r)))
-                builder.store(flipped, place(builder, target, 0, I8X64), align=1)
+                builder.store(changed, place(builder, target, 0, I8X64), align=1)
         return context.get_dummy_value()
 
     return types.void(*[types.int64] * 7), generate

@@ -23,6 +23,7 @@ from intsim.kernels.dot import (
     ROWS,
     START,
     VECTORS,
+    WHOLE_START,
     WIDEST,
     Weights,
     finished_tile,
@@ -90,17 +91,17 @@ class Linear(Kernel):
             width = stop - start
             numbers += [first, width, Out(port), step.size, step.low, step.high, step.narrow, start]
         bias = self.constant("bias", np.int32)
+        whole_shift = np.concatenate(shifts)
+        half = np.where(whole_shift > 0, np.int64(1) << np.maximum(whole_shift - 1, 0), 0) * (self.mode & 1)
         values = (weight, bias, column_shift, np.concatenate(columns))
         w: TileWeights | Weights
         if self.path == "amx":
             tiled = weight.shape[1] > FEW_INPUTS and self.tokens >= SIDE and planes_of(weight, column_shift) is not None
-            w = TileWeights(*values) if tiled else Weights("avx512vnni", *values)
+            w = TileWeights(*values) if tiled else Weights("avx512vnni", *values, half)
         else:
-            w = Weights(self.path, *values)
+            w = Weights(self.path, *values, half)
         self.weights = w
         self.kept += w.kept
-        whole_shift = np.concatenate(shifts)
-        half = np.where(whole_shift > 0, np.int64(1) << np.maximum(whole_shift - 1, 0), 0) * (self.mode & 1)
         self.numbers = [
             *w.arguments(),
             x,
@@ -173,7 +174,8 @@ def linear_block(a, x, first, rows, scratch):
     lefts, sums, packed = scratch, scratch + LEFTS, scratch + LEFTS + SUMS
     pack_rows(a, x, rows, packed)
     find_lefts(a, first, rows_of(rows), np.int64(0), lefts)
-    shifted = a[PERIOD] > 1 or int64_at(lefts, 1)[0] != 0
+    apart = a[WHOLE_START] == 0 or a[PERIOD] > 1 or int64_at(lefts, 1)[0] != 0  # the bias is not in the first values
+    start = a[START] if apart else a[WHOLE_START]
     segment = SEGMENTS
     vector = np.int64(0)
     while vector < a[VECTORS]:
@@ -187,7 +189,7 @@ def linear_block(a, x, first, rows, scratch):
             for r in range(0, rows, ROWS):
                 finished_tile(
                     packed + r * stride, a[PACKED] + vector * weights, weights, a[DEPTH], a[ENDS], a[GROUPS],
-                    a[START] + vector * 64, lefts + 8 * r if shifted else 0, a[ROUNDED_BIAS] + vector * 64,
+                    start + vector * 64, lefts + 8 * r if apart else 0, a[ROUNDED_BIAS] + vector * 64,
                     a[SHIFT] + vector * 64, a[segment + LOW], a[segment + HIGH], size, min(ROWS, rows - r),
                     target + r * width * size, width * size,
                 )  # fmt: skip

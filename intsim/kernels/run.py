@@ -38,15 +38,16 @@ from intsim.kernels.scan import scan
 from intsim.kernels.select_token import select_token
 from intsim.program import Array
 
-CLOSED = 1 << 32
 PATIENCE = 20_000  # looks at a counter before the CPU is given away
 ALERT = 200_000  # looks at the bell, 70 us or more, before a helper goes to sleep, from which waking takes 50 us
 COUNTERS = 16  # int64 from phase to phase, so that two phases share no cache line
+DONE = 1 << 32  # one task done, in a phase's counter; the bits below count the tasks taken, or looked for in vain
+# the bell: helpers inside, a bit for the closed door, and from RUN on the number of the run
+INSIDE, CLOSED, RUN = (1 << 32) - 1, 1 << 32, 33
 CPUS = 16  # int64 that have a bit for each CPU
-# places in the memory of a group of threads, of `make_group`; each name begins a cache line
-BELL, DOOR, LEFT, LEADERS, AWAKE, MAY = range(0, 48, 8)
+# places in the memory of a group of threads, of `make_group`; each of these names begins a cache line
+BELL, LEADERS, AWAKE, MAY = range(0, 32, 8)
 TICKET = BELL + 1
-CAME = LEADERS + 1
 HELPERS, GONE = AWAKE + 1, AWAKE + 2
 SEATS = MAY + CPUS  # where the first thread's place begins
 SEAT = 8 + CPUS  # from thread to thread
@@ -64,33 +65,33 @@ def run(group, ticket, thread, narrow, lanes):
     may take part; addresses of steps (the arguments of all steps, each behind its code), begins [n + 1] (where each
     step begins), chains (steps of the chains, one after the other), tasks [tasks, 4] (first and behind the last place
     in `chains`, first and behind the last row) and phases [phases + 1] (first task of each), all int64; how many
-    phases; address of int64 [phases * COUNTERS], of each phase the tasks taken and the tasks done; for each thread the
-    address of its scratch memory.  thread: DISMISS lets all helpers return.  narrow: an int64 of any value if there
-    may be narrow accumulators, else None; lanes: likewise if a scan may need scan.scan_lanes.  For None those kernels,
-    a fifth and a tenth of the code, are not compiled.
+    phases; address of int64 [phases * COUNTERS], a counter of tasks for each phase; for each thread the address of its
+    scratch memory.  thread: DISMISS lets all helpers return.  narrow: an int64 of any value if there may be narrow
+    accumulators, else None; lanes: likewise if a scan may need scan.scan_lanes.  For None those kernels, a fifth and a
+    tenth of the code, are not compiled.
 
-    Helpers come in while the door is open: DOOR counts them, LEFT those that left again.  Thread 0 closes it when all
-    is done, and waits for those who are in; behind a closed door no helper touches anything of a run.  A thread that
-    finds the group led by another works alone.  A helper sleeps on its lock, outside of the interpreter; whoever takes
-    back its ASLEEP, once for each time that it was set, releases the lock or need not wait for it.
+    Thread 0 opens the door as it rings, closes it when no task is left, and waits for the helpers inside; behind a
+    closed door none touches anything of a run.  A thread that finds the group led by another works alone.  A helper
+    sleeps on its lock, outside of the interpreter; whoever takes back its ASLEEP, once for each time that it was set,
+    releases the lock or need not wait for it.
     """
     memory = int64_at(group, SEATS)
     if thread == DISMISS:
         exchange(memory, GONE, 1)
-        fetch_add(memory, BELL, 1)
+        fetch_add(memory, BELL, 1 << RUN)
         wake(memory, memory[HELPERS])
         return
     if thread:
         fetch_add(memory, AWAKE, 1)
     while True:
-        heard = fetch(memory, BELL)
-        inside, leads, at = True, False, ticket
+        inside, leads, at, heard = True, False, ticket, np.int64(0)
         if thread:
             if fetch(memory, GONE):
                 fetch_add(memory, AWAKE, -1)
                 return
             take_seat(memory, thread)  # behind a closed door, too: one that looks on thread 0's CPU takes it away
-            inside = fetch_add(memory, DOOR, 1) < CLOSED
+            bell = fetch_add(memory, BELL, 1)
+            inside, heard = bell & CLOSED == 0, bell >> RUN
             if inside:
                 at = fetch(memory, TICKET)
         else:
@@ -98,9 +99,8 @@ def run(group, ticket, thread, narrow, lanes):
             leads = fetch_add(memory, LEADERS, 1) == 0
             if leads:
                 take_seat(memory, thread)
-                exchange(memory, TICKET, ticket)
-                exchange(memory, DOOR, 0)
-                fetch_add(memory, BELL, 1)
+                memory[TICKET] = ticket
+                fetch_add(memory, BELL, (1 << RUN) - CLOSED)
                 wake(memory, int64_at(ticket, SCRATCH)[THREADS] - 1)
         if inside:
             t = int64_at(at, SCRATCH + thread + 1)
@@ -111,10 +111,12 @@ def run(group, ticket, thread, narrow, lanes):
                 begins, steps = int64_at(t[BEGINS], 1), int64_at(t[STEPS], 1)
                 for phase in range(levels):
                     count = phases[phase + 1] - phases[phase]
+                    last = np.int64(0)  # DONE if there was a task before
                     while True:
-                        task = fetch_add(marks, phase * COUNTERS, 1)
+                        task = fetch_add(marks, phase * COUNTERS, last + 1) & (DONE - 1)
                         if task >= count:
                             break
+                        last = np.int64(DONE)
                         place = 4 * (phases[phase] + task)
                         start, stop = tasks[place + 2], tasks[place + 3]
                         for link in range(tasks[place], tasks[place + 1]):
@@ -150,24 +152,27 @@ def run(group, ticket, thread, narrow, lanes):
                                     narrow_gate(a, start, stop)
                                 elif code == 14:
                                     narrow_scan(a, start, stop)
-                        fetch_add(marks, phase * COUNTERS + 8, 1)
-                    wait_for(marks, phase * COUNTERS + 8, count)
+                    if phase < levels - 1:  # after the last, thread 0 waits until the others have left
+                        looks = 0
+                        while fetch(marks, phase * COUNTERS) < count * DONE:
+                            looks = look_on(looks)
         if thread == 0:
             if leads:
-                memory[CAME] += exchange(memory, DOOR, CLOSED)
-                wait_for(memory, LEFT, memory[CAME])
+                fetch_add(memory, BELL, CLOSED)
+                looks = 0
+                while fetch(memory, BELL) & INSIDE:
+                    looks = look_on(looks)
             fetch_add(memory, LEADERS, -1)
             return
-        if inside:
-            fetch_add(memory, LEFT, 1)
+        fetch_add(memory, BELL, -1)
         looks = 0
-        while fetch(memory, BELL) == heard and looks < ALERT:
+        while fetch(memory, BELL) >> RUN == heard and looks < ALERT:
             looks += 1
-        if fetch(memory, BELL) == heard:
+        if fetch(memory, BELL) >> RUN == heard:
             place = SEATS + SEAT * thread
             exchange(memory, place + ASLEEP, 1)
             fetch_add(memory, AWAKE, -1)  # who rings from here on wakes this thread
-            if fetch(memory, BELL) == heard or exchange(memory, place + ASLEEP, 0) == 0:
+            if fetch(memory, BELL) >> RUN == heard or exchange(memory, place + ASLEEP, 0) == 0:
                 acquire(memory[place + LOCK])
             fetch_add(memory, AWAKE, 1)
 
@@ -186,7 +191,7 @@ def wake(memory, helpers):
 
 @kernel
 def clear(ticket):
-    """The counters of a run's phases are zero."""
+    """Makes the counters of a run's phases zero."""
     t = int64_at(ticket, SCRATCH)
     marks = int64_at(t[MARKS], t[LEVELS] * COUNTERS)
     for i in range(t[LEVELS] * COUNTERS):
@@ -198,8 +203,8 @@ def make_group(cpus: Collection[int], locks: Sequence[int]) -> Array:
 
     cpus: that they may use; locks: addresses of locks that are held (memory.make_lock), one for each helper.
 
-    [BELL] changes when a run begins, [TICKET] is its ticket; [DOOR], [LEFT], [LEADERS]: see `run`; [CAME] those that
-    came in, of all runs; [AWAKE] helpers that hear the bell, of [HELPERS]; [GONE] is 1 when they are dismissed;
+    [BELL] tells of a run, [TICKET] is its ticket; [LEADERS] threads that run something, and lead or work alone;
+    [AWAKE] helpers that hear the bell, of [HELPERS]; [GONE] is 1 when they are dismissed;
     [MAY ..] a bit for each of the CPUs (none if there are too many to tell); of each thread, from [SEATS + SEAT * t]
     on, the CPU that it was on, plus 1, and at [ASLEEP] whether it sleeps, or will, [LOCK] on which lock, [NUMBER] the
     system's number for it (0: not known), [FREE ..] bits for CPUs, to work with.
@@ -209,7 +214,7 @@ def make_group(cpus: Collection[int], locks: Sequence[int]) -> Array:
     memory = np.zeros(size + 8, dtype=np.int64)
     first = -(address_of(memory) // 8) % 8
     group = memory[first : first + size]
-    group[DOOR] = CLOSED
+    group[BELL] = CLOSED
     group[HELPERS] = len(locks)
     group[SEATS + SEAT + LOCK :: SEAT] = locks
     if max(cpus, default=0) < 64 * CPUS:
@@ -254,10 +259,8 @@ def find_free(memory, free, threads):
 
 
 @kernel
-def wait_for(counters, i, count):
-    """Returns when counters[i] has reached `count`."""
-    looks = 0
-    while fetch(counters, i) < count:
-        looks += 1
-        if looks > PATIENCE:
-            give_way()
+def look_on(looks):
+    """Counts a look at what has not happened yet, and after many gives the CPU away each time."""
+    if looks > PATIENCE:
+        give_way()
+    return looks + 1

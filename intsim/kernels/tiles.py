@@ -22,7 +22,7 @@ from numba.core import cgutils
 from numba.extending import intrinsic as numba_intrinsic
 
 from intsim.kernels import cpu
-from intsim.kernels.dot import START, WIDE, finish_row, place, shift_left
+from intsim.kernels.dot import START, WIDE, add_bias, finish_row, place, shift_left
 from intsim.kernels.memory import address_of, aligned
 from intsim.kernels.vector import I8X64, I32X16, I64
 from intsim.program import Array
@@ -68,7 +68,7 @@ class TileWeights:
         bias, vectors = address_of(self.bias), self.columns // SIDE
         return [
             *(cpu.PATHS.index("amx"), self.planes, self.inputs, self.depth, 0, address_of(self.packed), self.level),
-            *(0, 0, vectors, bias, 0, 0),
+            *(0, 0, vectors, bias, 0, 0, 0),
         ]
 
 
@@ -176,9 +176,9 @@ def _finished(planes: int) -> Any:
                 if planes == 2:
                     eight = ir.Constant(I32X16, [8] * 16)
                     parts = [builder.add(builder.shl(parts[i], eight), parts[i + 1]) for i in range(0, 8, 2)]
-                parts = [shift_left(builder, part, left) for part in parts]
+                parts = [add_bias(builder, shift_left(builder, part, left), bias, q) for q, part in enumerate(parts)]
                 target = builder.add(out, builder.mul(out_stride, loop.index))
-                finish_row(builder, parts, bias, shift, low, high, size, target)
+                finish_row(builder, parts, shift, low, high, size, target)
             return context.get_dummy_value()
 
         return types.void(*[types.int64] * 10), generate
