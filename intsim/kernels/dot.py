@@ -29,7 +29,19 @@ from numba.extending import intrinsic as numba_intrinsic
 from intsim.kernels import cpu
 from intsim.kernels.common import kernel
 from intsim.kernels.memory import address_of, aligned, int8_at, int16_at, int32_at
-from intsim.kernels.vector import I1, I8X64, I16, I16X32, I32, I32X16, I64, call, clamp_pieces, splat_value
+from intsim.kernels.vector import (
+    I1,
+    I8X64,
+    I16,
+    I16X32,
+    I32,
+    I32X16,
+    I64,
+    call,
+    clamp_pieces,
+    shift_left_value,
+    splat_value,
+)
 from intsim.program import Array
 
 intrinsic: Any = numba_intrinsic
@@ -289,8 +301,8 @@ def _sums(
 def shift_left(builder: Any, value: Any, count: Any) -> Any:
     """value << count, the same int64 for every lane, below 32."""
     counts = splat_value(builder, builder.trunc(count, I32), value.type)
-    if value.type == I32X16 and cpu.AVX512 <= cpu.features():  # else LLVM takes two, for a uniform count
-        return call(builder, "llvm.x86.avx512.psllv.d.512", I32X16, value, counts)
+    if value.type == I32X16 and cpu.AVX512 <= cpu.features():
+        return shift_left_value(builder, value, counts)
     return builder.shl(value, counts)
 
 

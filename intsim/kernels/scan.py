@@ -36,6 +36,7 @@ from intsim.kernels.states import (
     bytes_right_half_up,
     bytes_updated,
     bytes_updated_right,
+    find_rows,
     no_bytes,
     no_words,
     word_sums,
@@ -107,7 +108,7 @@ class Scan(Kernel):
         ]
         self.row_cost = self.tokens * states // 4
         lefts = int(token_shift.max() - token_shift.min()) + 1
-        self.scratch = BLOCK * ((TABLE + 256 * (padded - 16)) * 4 + 16 * 4 + 256) + 4 * SOME * 16 * 3 + 4096
+        self.scratch = BLOCK * ((TABLE + 256 * (padded - 16)) * 4 + 16 * 4 + 256) + (3 * 4 + 8) * SOME * 16 + 4096
         self.scratch += lefts * SHIFTS * 4
 
     def inner(self) -> tuple[str, ...]:
@@ -414,6 +415,7 @@ def scan_avx512(a, start, stop, scratch):
     at = scratch + BLOCK * TABLE * 4
     factors, sums, copies = at, at + SOME * 16 * 4, at + 2 * SOME * 16 * 4
     at = copies + 4 * SOME * 16
+    rows, at = at, at + 8 * SOME * 16
     seen, codes, shifts = int32_at(at, 8 * 16), int32_at(at + 8 * 16 * 4, 256 + 32), at + (8 * 16 + 256 + 32) * 4
     fill_table(a, start, block, int32_at(scratch, BLOCK * TABLE), seen, codes)
     write_shifts(a, start, shifts)
@@ -437,20 +439,21 @@ def scan_avx512(a, start, stop, scratch):
                 b = widened(b, states, states, count, copies + 2 * SOME * 16)
                 c = widened(c, states, states, count, copies + 3 * SOME * 16)
             write_factors(a, start, block, row, first, count, delta, u, width, shifts, least, factors)
+            for k in range(count):
+                find_rows(delta + width * k, scratch, np.int64(TABLE * 4), rows + 8 * 16 * k)
             if bytes_:
-                h = update_bytes(a, h, first, count, delta, width, b, c, scratch, factors, shifts, most, sums)
+                h = update_bytes(a, h, first, count, rows, b, c, factors, shifts, most, sums)
             else:
-                words = update_words(a, words, first, count, delta, width, b, c, scratch, factors, shifts, sums)
+                words = update_words(a, words, first, count, rows, b, c, factors, shifts, sums)
             write_y(a, start, block, row, first, count, u, width, int32_at(sums, SOME * 16))
 
 
 @kernel
-def update_bytes(a, h, first, count, delta, width, b_rows, c_rows, table, factors, shifts, most, sums):
+def update_bytes(a, h, first, count, rows, b_rows, c_rows, factors, shifts, most, sums):
     """Updates states of 8 bits with `count` tokens from `first` on; writes the sums of h * C, int32 [count, 16].
 
-    delta: address of the first token's codes of 16 channels, width: from token to token; b_rows, c_rows: addresses of
-    int8 [count, 16]; table: see `fill_table`; factors: see `write_factors`; shifts: see `write_shifts`; most: the
-    largest b_shift of the 16.
+    rows: address of int64 [count, 16], see `find_rows`; b_rows, c_rows: addresses of int8 [count, 16]; factors: see
+    `write_factors`; shifts: see `write_shifts`; most: the largest b_shift of the 16.
     """
     m, mode = a[M], a[MODE]
     token_shift = int64_at(a[TOKEN_SHIFT], a[TOKENS])
@@ -472,15 +475,15 @@ def update_bytes(a, h, first, count, delta, width, b_rows, c_rows, table, factor
         b = pairs_of(b_rows + 16 * k)
         if most + left > 0:
             at = shifts_at(a, shifts, left)
-            h = bytes_updated_right(h, factors + 64 * k, at, delta + width * k, table, TABLE * 4, b, begin, right)
+            h = bytes_updated_right(h, factors + 64 * k, at, rows + 128 * k, b, begin, right)
         else:
-            h = bytes_updated(h, factors + 64 * k, 0, delta + width * k, table, TABLE * 4, b, begin, right)
+            h = bytes_updated(h, factors + 64 * k, 0, rows + 128 * k, b, begin, right)
         v.store_int32(written, 16 * k, byte_sums(h, v.load_quarters(c_rows + 16 * k)))
     return h
 
 
 @kernel
-def update_words(a, h, first, count, delta, width, b_rows, c_rows, table, factors, shifts, sums):
+def update_words(a, h, first, count, rows, b_rows, c_rows, factors, shifts, sums):
     """`update_bytes` for states of more than 8 bits."""
     m, mode = a[M], a[MODE]
     token_shift = int64_at(a[TOKEN_SHIFT], a[TOKENS])
@@ -496,7 +499,7 @@ def update_words(a, h, first, count, delta, width, b_rows, c_rows, table, factor
         elif step < 0:
             h = words_left(h, v.splat(np.int32(-step)), low, high)
         b, at = pairs_of(b_rows + 16 * k), shifts_at(a, shifts, left)
-        h = words_updated(h, factors + 64 * k, at, delta + width * k, table, TABLE * 4, b, half, right, low, high)
+        h = words_updated(h, factors + 64 * k, at, rows + 128 * k, b, half, right, low, high)
         v.store_int32(written, 16 * k, word_sums(h, v.load_quarters(c_rows + 16 * k)))
     return h
 

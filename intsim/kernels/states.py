@@ -26,11 +26,13 @@ from intsim.kernels.vector import (
     I32X16,
     I64,
     add_byte_products_value,
+    add_pairs_at,
     add_pairs_value,
     average_bytes_value,
     int32x16,
     pack_bytes_value,
     pack_words_value,
+    shift_left_value,
     shift_right_value,
     shift_words_right_value,
     splat_value,
@@ -70,11 +72,30 @@ def _number(builder: Any, address: Any, i: int, j: int) -> Any:
     return splat_value(builder, builder.load(place(builder, address, 64 * i + 4 * j, I32), align=4))
 
 
-def _row(builder: Any, table: Any, row: Any, delta: Any, j: int) -> Any:
-    """The row of a table of A-bar for channel j and its code at `delta`; see `words_updated`."""
-    code = builder.zext(builder.load(place(builder, delta, j, I8), align=1), I64)
-    at = builder.add(builder.add(table, builder.mul(row, ir.Constant(I64, j))), builder.shl(code, I64(6)))
-    return builder.load(place(builder, at, 0, I32X16), align=4)
+def _address(builder: Any, addresses: Any, j: int) -> Any:
+    """Element j of int64 [16] at an address."""
+    return builder.load(place(builder, addresses, 8 * j, I64), align=8)
+
+
+@intrinsic
+def find_rows(typing: Any, delta: Any, table: Any, row: Any, out: Any) -> Any:
+    """Writes the address of each channel's row of -A-bar for its code, int64 [16], to the address `out`.
+
+    delta: address of the codes, uint8 [16]; table: address of int32 [16, row / 4], rows of 16 for each code.
+    """
+
+    def generate(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        delta, table, row, out = args
+        vector = ir.VectorType(I64, CHANNELS)
+        numbers = ir.Constant(vector, list(range(CHANNELS)))
+        begins = builder.mul(splat_value(builder, row, vector), numbers)
+        begins = builder.add(begins, splat_value(builder, table, vector))
+        codes = builder.load(place(builder, delta, 0, ir.VectorType(I8, CHANNELS)), align=1)
+        at = builder.shl(builder.zext(codes, vector), ir.Constant(vector, [6] * CHANNELS))
+        builder.store(builder.add(begins, at), place(builder, out, 0, vector), align=8)
+        return context.get_dummy_value()
+
+    return types.void(*[types.int64] * 4), generate
 
 
 # --- 16 bits ---
@@ -116,35 +137,33 @@ def words_left(typing: Any, states: Any, count: Any, low: Any, high: Any) -> Any
 
 @intrinsic
 def words_updated(
-    typing: Any, states: Any, factors: Any, shifts: Any, delta: Any, table: Any, row: Any, b: Any, half: Any,
-    right: Any, low: Any, high: Any,
-) -> Any:  # fmt: skip
+    typing: Any, states: Any, factors: Any, shifts: Any, rows: Any, b: Any, half: Any, right: Any, low: Any, high: Any
+) -> Any:
     """The next states: (half - ((-b) - A-bar * h)) >> right, clamped to low .. high.
 
     -b is constant + factor * b, clamped to -limit .. limit, shifted left or right, clamped to -(2^30 - 1) .. 2^30 - 1.
     factors: address of int32 [16], of each channel; shifts: address of int32 [5, 16], constant, right shift, limit,
-    -limit and left shift of each; delta: address of uint8 [16]; table: address of int32 [16, row / 4], rows of -A-bar,
-    16 each, for each code of delta; b, and factors with it, as pairs of 16 bits (vector.add_pairs); -A-bar in 16 bits,
-    twice (exp2.exp2_rows).
+    -limit and left shift of each; rows: address of what `find_rows` wrote; b, and factors with it, as pairs of 16 bits
+    (vector.add_pairs); -A-bar in 16 bits, twice (exp2.exp2_rows).
     """
 
     def generate(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-        states, factors, shifts, delta, table, row, b, half, right, low, high = args
+        states, factors, shifts, rows, b, half, right, low, high = args
         if "avx512vnni" not in cpu.available():
             return states
         most, least = (splat_value(builder, I32(limit)) for limit in ((1 << 30) - 1, 1 - (1 << 30)))
         low_word = splat_value(builder, I32(65535))
         found = []
         for j, h in enumerate(_vectors(builder, states)):
-            acc = add_pairs_value(builder, _number(builder, shifts, 0, j), _number(builder, factors, 0, j), b)
+            acc = add_pairs_at(builder, _number(builder, shifts, 0, j), b, factors, 4 * j, True)
             acc = _clamp(builder, acc, _number(builder, shifts, 3, j), _number(builder, shifts, 2, j))
-            acc = builder.shl(acc, _number(builder, shifts, 4, j))
+            acc = shift_left_value(builder, acc, _number(builder, shifts, 4, j))
             acc = _clamp(builder, shift_right_value(builder, acc, _number(builder, shifts, 1, j)), least, most)
-            acc = add_pairs_value(builder, acc, _row(builder, table, row, delta, j), builder.and_(h, low_word))
+            acc = add_pairs_at(builder, acc, builder.and_(h, low_word), _address(builder, rows, j))
             found.append(_clamp(builder, shift_right_value(builder, builder.sub(half, acc), right), low, high))
         return _states(context, builder, Words, found)
 
-    return Words(states, *[types.int64] * 5, *[int32x16] * 5), generate
+    return Words(states, *[types.int64] * 3, *[int32x16] * 5), generate
 
 
 # --- 8 bits ---
@@ -212,11 +231,11 @@ def _byte_update(kind: str) -> Any:
     """The next states: ~((start + (-b) - A-bar * h) >> right), saturated; start: -half - 1.
 
     -b is factor * b; or, kind "right", start + (-b) is constant + factor * b, shifted right.  -A-bar * h is
-    -A-bar * (h + 128) and -A-bar * -128.  factors, shifts, delta, table, row, b: see `words_updated`.
+    -A-bar * (h + 128) and -A-bar * -128.  factors, shifts, rows, b: see `words_updated`.
     """
 
     def generate(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-        states, factors, shifts, delta, table, row, b, start, right = args
+        states, factors, shifts, rows, b, start, right = args
         if "avx512vnni" not in cpu.available():
             return states
         flip = _splat_byte(127)
@@ -234,10 +253,10 @@ def _byte_update(kind: str) -> Any:
                     spread, "vpshufb $3, $2, $0 {$4}", "=v,0,v,v,^Yk", [rest, packed, orders[k], lowest], False
                 )
                 acc = _number(builder, shifts, 0, j) if kind == "right" else start
-                acc = add_pairs_value(builder, acc, _number(builder, factors, 0, j), b)
+                acc = add_pairs_at(builder, acc, b, factors, 4 * j, True)
                 if kind == "right":
                     acc = shift_right_value(builder, acc, _number(builder, shifts, 1, j))
-                acc = add_pairs_value(builder, acc, _row(builder, table, row, delta, j), h)
+                acc = add_pairs_at(builder, acc, h, _address(builder, rows, j))
                 new.append(shift_right_value(builder, acc, right))
             words = (pack_words_value(builder, *new[i : i + 2]) for i in (0, 2))
             found.append(builder.xor(pack_bytes_value(builder, *words), flip))
@@ -245,10 +264,9 @@ def _byte_update(kind: str) -> Any:
 
     @intrinsic
     def updated(
-        typing: Any, states: Any, factors: Any, shifts: Any, delta: Any, table: Any, row: Any, b: Any, start: Any,
-        right: Any,
-    ) -> Any:  # fmt: skip
-        return Bytes(states, *[types.int64] * 5, *[int32x16] * 3), generate
+        typing: Any, states: Any, factors: Any, shifts: Any, rows: Any, b: Any, start: Any, right: Any
+    ) -> Any:
+        return Bytes(states, *[types.int64] * 3, *[int32x16] * 3), generate
 
     return updated
 

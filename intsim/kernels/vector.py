@@ -275,6 +275,14 @@ def add_pairs_value(builder: Any, acc: Any, a: Any, b: Any) -> Any:
     return builder.asm(function, "vpdpwssd $3, $2, $0", "=v,0,v,v", [acc, a, b], False)
 
 
+def add_pairs_at(builder: Any, acc: Any, a: Any, address: Any, offset: int = 0, spread: bool = False) -> Any:
+    """add_pairs_value with b from memory: the 64 bytes at address + offset, or four of them in all lanes (`spread`)."""
+    # as assembly, because of a loaded value LLVM makes an instruction of its own
+    function = ir.FunctionType(I32X16, [I32X16, I32X16, I64])
+    text = f"vpdpwssd {offset}($3){'{1to16}' if spread else ''}, $2, $0"
+    return builder.asm(function, text, "=v,0,v,r,~{memory}", [acc, a, address], False)
+
+
 def pack_bytes_value(builder: Any, a: Any, b: Any) -> Any:
     packed = call(builder, "llvm.x86.avx512.packsswb.512", I8X64, *(builder.bitcast(v, I16X32) for v in (a, b)))
     return builder.bitcast(packed, I32X16)
@@ -328,6 +336,11 @@ def clamp_bytes(typing: Any, a: Any, low: Any, high: Any) -> Any:
 
 def add_byte_products_value(builder: Any, acc: Any, a: Any, b: Any) -> Any:
     return call(builder, "llvm.x86.avx512.vpdpbusd.512", I32X16, acc, a, b)
+
+
+def shift_left_value(builder: Any, a: Any, counts: Any) -> Any:
+    # for the same count in all lanes LLVM takes the shift by a scalar, two instructions more
+    return call(builder, "llvm.x86.avx512.psllv.d.512", I32X16, a, counts)
 
 
 def shift_right_value(builder: Any, a: Any, counts: Any) -> Any:
