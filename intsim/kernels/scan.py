@@ -39,6 +39,7 @@ from intsim.kernels.states import (
     find_rows,
     no_bytes,
     no_words,
+    spread_tables,
     word_sums,
     words_left,
     words_right,
@@ -460,6 +461,7 @@ def update_bytes(a, h, first, count, rows, b_rows, c_rows, factors, shifts, most
     written = int32_at(sums, count * 16)
     right = v.splat(np.int32(m))
     begin = v.bit_xor(half_lanes(right, mode), v.splat(np.int32(-1)))
+    tables = spread_tables()
     for k in range(count):
         left = token_shift[first + k]
         step = left - token_shift[max(first + k - 1, 0)]
@@ -475,9 +477,9 @@ def update_bytes(a, h, first, count, rows, b_rows, c_rows, factors, shifts, most
         b = pairs_of(b_rows + 16 * k)
         if most + left > 0:
             at = shifts_at(a, shifts, left)
-            h = bytes_updated_right(h, factors + 64 * k, at, rows + 128 * k, b, begin, right)
+            h = bytes_updated_right(h, tables, factors + 64 * k, at, rows + 128 * k, b, begin, right)
         else:
-            h = bytes_updated(h, factors + 64 * k, 0, rows + 128 * k, b, begin, right)
+            h = bytes_updated(h, tables, factors + 64 * k, 0, rows + 128 * k, b, begin, right)
         v.store_int32(written, 16 * k, byte_sums(h, v.load_quarters(c_rows + 16 * k)))
     return h
 

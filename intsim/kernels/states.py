@@ -29,6 +29,7 @@ from intsim.kernels.vector import (
     add_pairs_at,
     add_pairs_value,
     average_bytes_value,
+    call,
     int32x16,
     pack_bytes_value,
     pack_words_value,
@@ -168,6 +169,24 @@ def words_updated(
 
 # --- 8 bits ---
 
+Spread = types.UniTuple(int32x16, 5)
+
+
+@intrinsic
+def spread_tables(typing: Any) -> Any:
+    """What `bytes_updated` takes the states of four channels apart with, to be made once before a loop."""
+
+    def generate(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        orders = [ir.Constant(I32X16, [4 * k + i % 4 for i in range(16)]) for k in range(4)]
+        tables = [*orders, ir.Constant(I32X16, [-128 << 16] * 16)]
+        if "avx512vnni" in cpu.available():
+            # no constants any more for LLVM, which makes those anew for each token
+            function = ir.FunctionType(I32X16, [I32X16])
+            tables = [builder.asm(function, "", "=v,0", [table], False) for table in tables]
+        return _states(context, builder, Spread, tables)
+
+    return Spread(), generate
+
 
 @intrinsic
 def no_bytes(typing: Any) -> Any:
@@ -219,7 +238,9 @@ def bytes_left(typing: Any, states: Any, count: Any) -> Any:
         shifted = []
         for h in _vectors(builder, states):
             halves = (unpack_value(builder, 8, half, zero, builder.xor(h, flip)) for half in (0, 1))
-            words = (builder.ashr(builder.bitcast(x, I16X32), counts) for x in halves)
+            words = (builder.bitcast(x, I16X32) for x in halves)
+            # by name: for the same count in all words LLVM takes the shift by a scalar, an instruction more
+            words = (call(builder, "llvm.x86.avx512.psrav.w.512", I16X32, x, counts) for x in words)
             packed = pack_bytes_value(builder, *(builder.bitcast(x, I32X16) for x in words))
             shifted.append(builder.xor(packed, flip))
         return _states(context, builder, Bytes, shifted)
@@ -231,19 +252,17 @@ def _byte_update(kind: str) -> Any:
     """The next states: ~((start + (-b) - A-bar * h) >> right), saturated; start: -half - 1.
 
     -b is factor * b; or, kind "right", start + (-b) is constant + factor * b, shifted right.  -A-bar * h is
-    -A-bar * (h + 128) and -A-bar * -128.  factors, shifts, rows, b: see `words_updated`.
+    -A-bar * (h + 128) and -A-bar * -128.  factors, shifts, rows, b: see `words_updated`; tables: see `spread_tables`.
     """
 
     def generate(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-        states, factors, shifts, rows, b, start, right = args
+        states, tables, factors, shifts, rows, b, start, right = args
         if "avx512vnni" not in cpu.available():
             return states
         flip = _splat_byte(127)
-        # a pair is h + 128, from a byte, and -128
-        rest = splat_value(builder, I32(-128 << 16))
+        *orders, rest = _vectors(builder, tables)  # a pair is h + 128, from a byte, and -128, from rest
         lowest = ir.Constant(I64, 0x1111111111111111)
         spread = ir.FunctionType(I32X16, [I32X16, I32X16, I32X16, I64])
-        orders = [ir.Constant(I32X16, [4 * k + i % 4 for i in range(16)]) for k in range(4)]
         found = []
         for group, packed in enumerate(_vectors(builder, states)):
             new = []
@@ -264,9 +283,9 @@ def _byte_update(kind: str) -> Any:
 
     @intrinsic
     def updated(
-        typing: Any, states: Any, factors: Any, shifts: Any, rows: Any, b: Any, start: Any, right: Any
+        typing: Any, states: Any, tables: Any, factors: Any, shifts: Any, rows: Any, b: Any, start: Any, right: Any
     ) -> Any:
-        return Bytes(states, *[types.int64] * 3, *[int32x16] * 3), generate
+        return Bytes(states, tables, *[types.int64] * 3, *[int32x16] * 3), generate
 
     return updated
 
