@@ -139,7 +139,7 @@ def exp2_rows_by_words(codes, count, a, f, rom, m, table, at):
             value = v.average_words(value, ones)  # the 17th bit is in, the lowest out
             value = v.shr_words(value, v.sub_words(most, v.shr_words(p, to_whole)))
             value = v.sub_words_where(factor, zero, v.average_words(value, zero), lowest)
-            one, two = v.element(codes, i + 2 * half) & 255, v.element(codes, i + 2 * half + 1) & 255
+            one, two = v.low_byte(codes, i + 2 * half), v.low_byte(codes, i + 2 * half + 1)
             v.store_int32(table, at + one * 16, v.even_lanes_twice(value))
             v.store_int32(table, at + two * 16, v.odd_lanes_twice(value))
     if count and codes[0] == 0:

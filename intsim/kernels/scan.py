@@ -45,7 +45,7 @@ from intsim.kernels.states import (
     words_right,
     words_updated,
 )
-from intsim.program import Operator, Program
+from intsim.program import Array, Operator, Program
 
 BLOCK = 16  # channels in a block
 LIMIT = (1 << 30) - 1  # b is clamped to -LIMIT .. LIMIT
@@ -106,6 +106,7 @@ class Scan(Kernel):
             *(self.keep(pad(y_shift.astype(np.int32), BLOCK)), self.keep(y_row_shift)),
             *(m, self.mode, *limits(h.bits, h.signed), *limits(y.bits, y.signed)),
             *(self.tensor("abar").dtype.itemsize, h.dtype.itemsize, int(y_shift.min() + y_row_shift.min() >= 0)),
+            self.keep(rights_of(self.mode)),
         ]
         self.row_cost = self.tokens * states // 4
         lefts = int(token_shift.max() - token_shift.min()) + 1
@@ -116,11 +117,25 @@ class Scan(Kernel):
         return INNER
 
 
+def rights_of(mode: int) -> Array:
+    """For right shifts of 0 .. 8 of states of 8 bits, half_up or floor, what states.bytes_right needs, int32 [9 * 4].
+
+    That is count, mask, offset, 0.  (h + 128) >> s is h >> s and 128 >> s; half_up is the average with 0 of what a
+    shift less by 1 gives.  By 8 bits or more half_up gives 0, and floor what it gives for 7.
+    """
+    rows = []
+    for step in range(9):
+        by = step if mode else min(step, 7)
+        count = max(by - mode, 0)
+        rows += [count, (255 >> count) * (by < 8), 128 - (128 >> by), 0]
+    return np.array(rows, dtype=np.int32)
+
+
 (
     DELTA, U, B, C, Y, DX, ABAR, B_OUT, ACC, H, Y_ACC, IMAGES, TOKENS, CHANNELS, STATES, METHOD, CLAMPS, A, FRACTION,
     ROM, PACKED, BYTE_ROM, D, B_SHIFT, TOKEN_SHIFT, LEAST_LEFT, MOST_LEFT, Y_SHIFT, Y_ROW_SHIFT, M, MODE, H_LOW, H_HIGH,
-    Y_LOW, Y_HIGH, ABAR_SIZE, H_SIZE, NARROW,
-) = range(38)  # fmt: skip
+    Y_LOW, Y_HIGH, ABAR_SIZE, H_SIZE, NARROW, RIGHTS,
+) = range(39)  # fmt: skip
 
 
 @kernel
@@ -457,23 +472,21 @@ def update_bytes(a, h, first, count, rows, b_rows, c_rows, factors, shifts, most
     `write_factors`; shifts: see `write_shifts`; most: the largest b_shift of the 16.
     """
     m, mode = a[M], a[MODE]
-    token_shift = int64_at(a[TOKEN_SHIFT], a[TOKENS])
+    token_shift, before = shifts_from(a, first, count)
     written = int32_at(sums, count * 16)
     right = v.splat(np.int32(m))
     begin = v.bit_xor(half_lanes(right, mode), v.splat(np.int32(-1)))
-    tables = spread_tables()
+    tables, rights = spread_tables(), int32_at(a[RIGHTS], 9 * 4)
     for k in range(count):
-        left = token_shift[first + k]
-        step = left - token_shift[max(first + k - 1, 0)]
+        left = token_shift[k]
+        step, before = left - before, left
         if step > 0:
-            # (h + 128) >> s is h >> s and 128 >> s; by 8 bits or more half_up gives 0, and floor what it gives for 7
-            halves = mode & 1
-            by = min(step, 8 if halves else 7)
-            counts, offset = v.splat_words(by - halves), v.splat_bytes(128 - (128 >> by))
-            mask = v.splat_bytes((255 >> (by - halves)) * (by < 8))
-            h = bytes_right_half_up(h, counts, mask, offset) if halves else bytes_right(h, counts, mask, offset)
+            by = 4 * min(step, 8)
+            counts, mask = v.splat_words(v.element(rights, by)), v.splat_bytes(v.element(rights, by + 1))
+            offset = v.splat_bytes(v.element(rights, by + 2))
+            h = bytes_right_half_up(h, counts, mask, offset) if mode else bytes_right(h, counts, mask, offset)
         elif step < 0:
-            h = bytes_left(h, np.int32(min(-step, 8)))
+            h = bytes_left(h, min(-step, 8))
         b = pairs_of(b_rows + 16 * k)
         if most + left > 0:
             at = shifts_at(a, shifts, left)
@@ -488,13 +501,13 @@ def update_bytes(a, h, first, count, rows, b_rows, c_rows, factors, shifts, most
 def update_words(a, h, first, count, rows, b_rows, c_rows, factors, shifts, sums):
     """`update_bytes` for states of more than 8 bits."""
     m, mode = a[M], a[MODE]
-    token_shift = int64_at(a[TOKEN_SHIFT], a[TOKENS])
+    token_shift, before = shifts_from(a, first, count)
     written = int32_at(sums, count * 16)
     low, high, right = v.splat(np.int32(a[H_LOW])), v.splat(np.int32(a[H_HIGH])), v.splat(np.int32(m))
     half = half_lanes(right, mode)
     for k in range(count):
-        left = token_shift[first + k]
-        step = left - token_shift[max(first + k - 1, 0)]
+        left = token_shift[k]
+        step, before = left - before, left
         if step > 0:
             by = v.splat(np.int32(step))
             h = words_right(h, half_lanes(by, mode), by)
@@ -504,6 +517,12 @@ def update_words(a, h, first, count, rows, b_rows, c_rows, factors, shifts, sums
         h = words_updated(h, factors + 64 * k, at, rows + 128 * k, b, half, right, low, high)
         v.store_int32(written, 16 * k, word_sums(h, v.load_quarters(c_rows + 16 * k)))
     return h
+
+
+@kernel
+def shifts_from(a, first, count):
+    """The shifts of `count` tokens from `first` on, and that of the token before them, or of the first."""
+    return int64_at(a[TOKEN_SHIFT] + 8 * first, count), int64_at(a[TOKEN_SHIFT], a[TOKENS])[max(first - 1, 0)]
 
 
 @kernel
@@ -569,13 +588,13 @@ def write_factors(a, start, block, row, first, count, delta, u, width, shifts, l
     2^23 - 1 or more, acc is beyond what a state of 8 bits can hold, in the same direction.  Where no channel has an s,
     -dx is one word and the other is 0.  least: the least b_shift of the 16.
     """
-    token_shift = int64_at(a[TOKEN_SHIFT], a[TOKENS])
+    token_shift = int64_at(a[TOKEN_SHIFT] + 8 * first, count)
     enough = a[LEAST_LEFT] if a[H_SIZE] > 1 else -least  # from this shift of a token on there is no s
     target = int32_at(factors, count * 16)
     zero, byte, above = v.splat(np.int32(0)), v.splat(np.int32(255)), v.splat(np.int32(-256))
     eight, word, highest = v.splat(np.int32(8)), v.splat(np.int32(65535)), v.splat(np.int32((1 << 23) - 1))
     for k in range(count):
-        left = token_shift[first + k]
+        left = token_shift[k]
         dx = v.mul(v.load_uint8(uint8_at(delta + width * k, 16), 0), v.load_int8(int8_at(u + width * k, 16), 0))
         if a[DX]:
             store_lanes(a[DX] + 2 * ((row + k) * a[CHANNELS] + start), WORD, block, dx)
@@ -595,20 +614,26 @@ def write_y(a, start, block, row, first, count, u, width, sums):
 
     sums: of h * C, int32 [count, 16].
     """
-    tokens, channels, mode = a[TOKENS], a[CHANNELS], a[MODE]
-    token_shift, y_row_shift = int64_at(a[TOKEN_SHIFT], tokens), int64_at(a[Y_ROW_SHIFT], tokens)
+    channels, mode = a[CHANNELS], a[MODE]
+    token_shift, y_row_shift = int64_at(a[TOKEN_SHIFT] + 8 * first, count), int64_at(a[Y_ROW_SHIFT] + 8 * first, count)
     y_shift = v.load_int32(int32_at(a[Y_SHIFT], start + 16), start)
     d = v.load_int32(int32_at(a[D], start + 16), start)
     low, high = a[Y_LOW], a[Y_HIGH]
+    row_shift = y_row_shift[0]
+    shift = v.add(y_shift, v.splat(np.int32(row_shift)))
+    half = half_lanes(shift, mode)
     for k in range(count):
-        t = first + k
         factor = v.load_int8(int8_at(u + width * k, 16), 0)
-        acc = v.add(v.mul(d, factor), v.shl(v.load_int32(sums, 16 * k), v.splat(np.int32(token_shift[t]))))
+        sum_ = v.shift_left(v.load_int32(sums, 16 * k), v.splat(np.int32(token_shift[k])))
+        acc = v.add(v.mul(d, factor), sum_)
         if a[Y_ACC]:
             store_lanes(a[Y_ACC] + 4 * ((row + k) * channels + start), DOUBLE, block, acc)
-        shift = v.add(y_shift, v.splat(np.int32(y_row_shift[t])))
+        if y_row_shift[k] != row_shift:
+            row_shift = y_row_shift[k]
+            shift = v.add(y_shift, v.splat(np.int32(row_shift)))
+            half = half_lanes(shift, mode)
         if a[NARROW]:
-            y = clamp_lanes(v.shift_right(v.add(acc, half_lanes(shift, mode)), shift), low, high)
+            y = clamp_lanes(v.shift_right(v.add(acc, half), shift), low, high)
         else:
             y = wide_lanes(acc, shift, low, high, mode)
         store_lanes(a[Y] + (row + k) * channels + start, BYTE, block, y)

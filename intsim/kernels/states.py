@@ -13,6 +13,7 @@ from typing import Any
 
 from llvmlite import ir
 from numba import types
+from numba.core import cgutils
 from numba.extending import intrinsic as numba_intrinsic
 
 from intsim.kernels import cpu
@@ -20,7 +21,6 @@ from intsim.kernels.dot import place
 from intsim.kernels.vector import (
     I8,
     I8X64,
-    I16,
     I16X32,
     I32,
     I32X16,
@@ -37,7 +37,6 @@ from intsim.kernels.vector import (
     shift_right_value,
     shift_words_right_value,
     splat_value,
-    unpack_value,
 )
 
 intrinsic: Any = numba_intrinsic
@@ -227,25 +226,22 @@ bytes_right, bytes_right_half_up = _bytes_right(False), _bytes_right(True)
 
 @intrinsic
 def bytes_left(typing: Any, states: Any, count: Any) -> Any:
-    """h << count, saturated, for counts 0 .. 8, int32."""
+    """h << count, saturated, count int64: doubled so many times, which is 1 or 2 for most tokens."""
 
     def generate(context: Any, builder: Any, sig: Any, args: Any) -> Any:
         states, count = args
         if "avx512vnni" not in cpu.available():
             return states
-        zero, flip = ir.Constant(I32X16, None), _splat_byte(128)
-        counts = splat_value(builder, builder.trunc(builder.sub(I32(8), count), I16), I16X32)
-        shifted = []
-        for h in _vectors(builder, states):
-            halves = (unpack_value(builder, 8, half, zero, builder.xor(h, flip)) for half in (0, 1))
-            words = (builder.bitcast(x, I16X32) for x in halves)
-            # by name: for the same count in all words LLVM takes the shift by a scalar, an instruction more
-            words = (call(builder, "llvm.x86.avx512.psrav.w.512", I16X32, x, counts) for x in words)
-            packed = pack_bytes_value(builder, *(builder.bitcast(x, I32X16) for x in words))
-            shifted.append(builder.xor(packed, flip))
-        return _states(context, builder, Bytes, shifted)
+        flip = _splat_byte(128)
+        doubled = [cgutils.alloca_once_value(builder, builder.xor(h, flip)) for h in _vectors(builder, states)]
+        with cgutils.for_range(builder, count, intp=I64):
+            for h in doubled:
+                value = builder.bitcast(builder.load(h), I8X64)
+                value = call(builder, "llvm.sadd.sat.v64i8", I8X64, value, value)
+                builder.store(builder.bitcast(value, I32X16), h)
+        return _states(context, builder, Bytes, [builder.xor(builder.load(h), flip) for h in doubled])
 
-    return Bytes(states, types.int32), generate
+    return Bytes(states, types.int64), generate
 
 
 def _byte_update(kind: str) -> Any:

@@ -361,6 +361,8 @@ unpack_low_bytes, unpack_high_bytes = _instruction(_unpack(8, 0)), _instruction(
 unpack_low_words, unpack_high_words = _instruction(_unpack(16, 0)), _instruction(_unpack(16, 1))
 # (a): lane 4q + i to 4i + q; puts the bytes of pack_bytes(pack_words(a, b), pack_words(c, d)) in the order a, b, c, d
 transpose_quarters = _instruction(_transpose_quarters)
+# (a, counts): a << counts, any count: nothing is left from 32 on
+shift_left = _instruction(shift_left_value)
 # (a, counts): a >> counts, arithmetic, any count: all bits are the sign from 32 on
 shift_right = _instruction(shift_right_value)
 
@@ -478,6 +480,17 @@ def element(typing: Any, array: Any, i: Any) -> Any:
     def generate(context: Any, builder: Any, sig: Any, args: Any) -> Any:
         pointer = _pointer(context, builder, sig.args[0], args[0], args[1], I32)
         return builder.sext(builder.load(pointer, align=4), I64)
+
+    return types.int64(array, types.intp), generate
+
+
+@intrinsic
+def low_byte(typing: Any, array: Any, i: Any) -> Any:
+    """The lowest byte of the element i of an int32 array as int64, not negative; no negative i is looked for."""
+
+    def generate(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        pointer = _pointer(context, builder, sig.args[0], args[0], args[1], I8)
+        return builder.zext(builder.load(pointer, align=4), I64)
 
     return types.int64(array, types.intp), generate
 
