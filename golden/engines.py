@@ -21,8 +21,14 @@ def make_engine(program: Program, say: Callable[[str], None], threads: int | Non
 
 
 def announce_compilation(say: Callable[[str], None]) -> None:
-    """Calls `say` once if Numba compiles anything, which it does not for kernels that it finds in its cache."""
+    """Calls `say` once if Numba compiles anything, which it does not for kernels that it finds in its cache.
+
+    On two CPUs or more a second process then helps (kernels.ahead).
+    """
     from numba.core import event
+
+    from intsim.engine import available_threads
+    from intsim.kernels import ahead
 
     class Listener(event.Listener):
         told = False
@@ -31,6 +37,8 @@ def announce_compilation(say: Callable[[str], None]) -> None:
             if not self.told:
                 self.told = True
                 say(NOTICE)
+            if available_threads() > 1:
+                ahead.begin(event.data["dispatcher"], event.data["args"])
 
         def on_end(self, event: Any) -> None:
             pass

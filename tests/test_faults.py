@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -282,3 +283,40 @@ def test_code_that_cannot_be_kept_is_told(small: Kernel) -> None:
     assert said == (
         f"compiled kernels cannot be kept, so each run compiles them: {place}: cannot be written: Is a directory\n"
     )
+
+
+AHEAD = """
+import sys
+from numba import types
+from intsim.kernels import ahead
+from intsim.kernels.run import run
+from intsim.kernels.scan import scan
+
+cache, ours = scan._cache, sys.executable
+arguments = (types.int64,) * 3 + (types.none,) * 2
+
+
+def attempt(executable, dispatcher=run):
+    sys.executable = executable
+    ahead.begin(dispatcher, arguments)
+    maker = cache._maker
+    return maker, cache.load_overload(ahead.signature(False), scan.targetctx) is not None
+
+
+assert attempt("no such program") == (None, False)
+assert attempt(ours, scan) == (None, False)
+if len(sys.argv) > 1:
+    maker, found = attempt(sys.argv[1])
+    assert maker.returncode == 1 and not found
+maker, found = attempt(ours)
+assert maker.returncode == 0 and found and cache._maker is None
+assert attempt(ours) == (None, True)
+assert not scan.overloads
+"""
+
+
+def test_a_second_process_compiles_the_scan(tmp_path: Path) -> None:
+    """Once; and if it fails, or cannot be started, there is nothing in the cache, which this process then fills."""
+    failing = [found for found in (shutil.which("false"),) if found]
+    environment = {**os.environ, "NUMBA_CACHE_DIR": str(tmp_path)}
+    subprocess.run([sys.executable, "-c", AHEAD, *failing], env=environment, cwd=faults.ROOT, check=True)

@@ -15,6 +15,7 @@ import glob
 import hashlib
 import logging
 import pickle
+import subprocess
 from collections.abc import Callable
 from contextlib import suppress
 from functools import lru_cache
@@ -33,6 +34,7 @@ log = logging.getLogger(__name__)
 
 ENDING = "kernel"
 HASH_BYTES = hashlib.sha256().digest_size
+PATIENCE = 300  # seconds that another process has for a kernel
 
 
 def cache_for(function: Callable[..., Any]) -> Any:
@@ -55,8 +57,21 @@ def source_digest() -> str:
 class KernelCache(FunctionCache):
     """The compiled versions of one function, a file for each signature and CPU: SHA-256, then pickled (key, code)."""
 
+    _maker: subprocess.Popen[bytes] | None = None
+
+    def expect(self, maker: subprocess.Popen[bytes]) -> None:
+        """Another process compiles this function: whoever looks for it waits until that has ended."""
+        self._maker = maker
+
     def load_overload(self, sig: Any, target_context: Any) -> Any:
         """The compiled function, or None: there is none, or it is damaged or of other sources or versions."""
+        if self._maker is not None:
+            maker, self._maker = self._maker, None
+            try:
+                maker.wait(PATIENCE)
+            except subprocess.TimeoutExpired:
+                maker.kill()
+                maker.wait()
         target_context.refresh()
         key = self._index_key(sig, target_context.codegen())
         try:
