@@ -263,8 +263,10 @@ def split(kernels: list[Kernel], batch: int, threads: int) -> list[tuple[int, in
     k = kernels[0]
     total = k.channels if k.by_channel else batch * k.tokens
     if k.by_channel:
-        # blocks that share a line of the cache far from each other, so that no two threads write to it at a time
-        starts = [start for first in range(0, LINE, BLOCK) for start in range(first, total, LINE)]
+        # far from each other what is done at a time, near what one thread does next: they share lines of the cache
+        blocks = range(0, total, BLOCK)
+        each = -(-len(blocks) // threads)
+        starts = [start for first in range(each) for start in blocks[first::each]]
         return [(start, min(start + BLOCK, total)) for start in starts]
     tile = TILES[0] if k.path == "amx" and total >= TILES[0] * threads else TILES[1]
     least = GRAIN // max(sum(k.row_cost for k in kernels), 1)
