@@ -589,24 +589,27 @@ def test_helpers_sleep_and_are_woken(program: Program) -> None:
 
 @pytest.mark.parametrize("asleep", [False, True])
 def test_threads_end_with_their_workers(program: Program, asleep: bool) -> None:
-    before = set(threading.enumerate())  # some may end meanwhile
-    workers = plan.Workers(3)
+    """Those that sleep, and those that are just looking for a run."""
     p = plan.Plan(program, Engine(program, threads=1)._kernels, 1, {program.logits}, 1)
-    p.run(workers, {"image": images_for(program, 1)})
-    workers.run(p.ticket, 3)
-    started = set(threading.enumerate()) - before
-    group, _ = workers._group
-    locks = set(map(int, group[run.SEATS + run.SEAT + run.LOCK :: run.SEAT]))
-    assert len(started) == len(locks) == 2 and not locks & set(plan.spare_locks)
-    if asleep:
-        assert until(lambda: group[run.AWAKE] == 0)
-    else:
+    images = images_for(program, 1)
+    for _ in range(5 if asleep else 500):
+        before = set(threading.enumerate())  # some may end meanwhile
+        workers = plan.Workers(3)
+        p.run(workers, {"image": images})
         workers.run(p.ticket, 3)
-    del workers
-    for thread in started:
-        thread.join(timeout=5)
-    assert not any(thread.is_alive() for thread in started)
-    assert locks <= set(plan.spare_locks) and len(set(plan.spare_locks)) == len(plan.spare_locks)
+        started = set(threading.enumerate()) - before
+        group, _ = workers._group
+        locks = set(map(int, group[run.SEATS + run.SEAT + run.LOCK :: run.SEAT]))
+        assert len(started) == len(locks) == 2 and not locks & set(plan.spare_locks)
+        if asleep:
+            assert until(lambda group=group: bool(group[run.AWAKE] == 0))
+        else:
+            workers.run(p.ticket, 3)
+        del workers
+        for thread in started:
+            thread.join(timeout=60)
+            assert not thread.is_alive()
+        assert locks <= set(plan.spare_locks) and len(set(plan.spare_locks)) == len(plan.spare_locks)
 
 
 # --- the shared arithmetic, against the text of SPEC 2 in exact fractions ---

@@ -86,12 +86,13 @@ def run(group, ticket, thread, narrow, lanes):
     while True:
         inside, leads, at, heard = True, False, ticket, np.int64(0)
         if thread:
-            if fetch(memory, GONE):
-                fetch_add(memory, AWAKE, -1)
-                return
             take_seat(memory, thread)  # behind a closed door, too: one that looks on thread 0's CPU takes it away
             bell = fetch_add(memory, BELL, 1)
             inside, heard = bell & CLOSED == 0, bell >> RUN
+            if fetch(memory, GONE):  # after the bell was heard: who dismisses rings last
+                fetch_add(memory, BELL, -1)
+                fetch_add(memory, AWAKE, -1)
+                return
             if inside:
                 at = fetch(memory, TICKET)
         else:
