@@ -27,9 +27,6 @@ def announce_compilation(say: Callable[[str], None]) -> None:
     """
     from numba.core import event
 
-    from intsim.engine import available_threads
-    from intsim.kernels import ahead
-
     class Listener(event.Listener):
         told = False
 
@@ -37,6 +34,9 @@ def announce_compilation(say: Callable[[str], None]) -> None:
             if not self.told:
                 self.told = True
                 say(NOTICE)
+            from intsim.engine import available_threads
+            from intsim.kernels import ahead
+
             if available_threads() > 1:
                 ahead.begin(event.data["dispatcher"], event.data["args"])
 

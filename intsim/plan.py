@@ -31,8 +31,6 @@ TILES = (SIDE, TILE)  # rows of a tile of the matrix products, in tile and in ve
 
 Rare = tuple[int | None, int | None]
 spare_locks: list[int] = []  # of helpers that were dismissed: held, for others
-
-
 forks = 0  # of the processes that led from the first to this one
 
 
@@ -63,16 +61,15 @@ class Workers:
         self.threads = threads
         self.rare = rare
         self._fork = -1
-        alone = make_group(allowed_cpus(), ())
+        alone = make_group((), ())
         self._group = alone, address_of(alone)
 
     def run(self, ticket: int, threads: int) -> None:
         """Runs a ticket of `kernels.run`, an address, by the calling thread and up to `threads` - 1 helpers."""
         if threads > 1 and self._fork != forks:  # no helpers yet, or they are another process's
             self._start()
-        group, address = self._group  # another thread may start the helpers meanwhile, with a group of their own
+        _alive, address = self._group  # another thread may start the helpers meanwhile, with a group of their own
         run(address, ticket, 0, *self.rare)
-        del group
 
     def _start(self) -> None:
         self._fork = forks

@@ -172,8 +172,7 @@ if libc.prctl(38, 1, 0, 0, 0) or libc.prctl(22, 2, ctypes.c_void_p(ctypes.addres
 from intsim.kernels import cpu
 assert cpu.has_tiles() and "amx" not in cpu.available() and cpu.choose() == "avx512vnni", cpu.available()
 import numpy as np
-from intsim.builder import Builder, Out
-from intsim.engine import Engine, bind, run_operator
+from intsim.engine import Engine
 from intsim.oracle import Oracle
 from intsim.synthetic import random_program
 program = random_program(1)

@@ -299,7 +299,7 @@ arguments = (types.int64,) * 3 + (types.none,) * 2
 def attempt(executable, dispatcher=run):
     sys.executable = executable
     ahead.begin(dispatcher, arguments)
-    maker = cache._maker
+    maker = cache.maker
     return maker, cache.load_overload(ahead.signature(False), scan.targetctx) is not None
 
 
@@ -309,7 +309,7 @@ if len(sys.argv) > 1:
     maker, found = attempt(sys.argv[1])
     assert maker.returncode == 1 and not found
 maker, found = attempt(ours)
-assert maker.returncode == 0 and found and cache._maker is None
+assert maker.returncode == 0 and found and cache.maker is None
 assert attempt(ours) == (None, True)
 assert not scan.overloads
 """

@@ -25,7 +25,7 @@ CODE = "import sys; sys.path.insert(0, sys.argv[1]); from intsim.kernels import 
 def begin(dispatcher: Any, arguments: tuple[Any, ...]) -> None:
     """To be called when Numba begins to compile a function for types of arguments (its event `numba:compile`)."""
     cache = scan._cache
-    if dispatcher is not run or scan.overloads or not isinstance(cache, KernelCache):
+    if dispatcher is not run or scan.overloads or not isinstance(cache, KernelCache) or cache.maker is not None:
         return
     lanes = arguments[-1] != types.none
     if not os.access(cache.cache_path, os.W_OK) or cache.load_overload(signature(lanes), scan.targetctx) is not None:
@@ -33,7 +33,7 @@ def begin(dispatcher: Any, arguments: tuple[Any, ...]) -> None:
     command = [sys.executable, "-c", CODE.format(lanes), str(Path(__file__).parents[2])]
     try:
         nothing = subprocess.DEVNULL
-        cache.expect(subprocess.Popen(command, stdin=nothing, stdout=nothing, stderr=nothing))
+        cache.maker = subprocess.Popen(command, stdin=nothing, stdout=nothing, stderr=nothing)
     except OSError:  # there is no such interpreter
         pass
 

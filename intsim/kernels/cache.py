@@ -57,16 +57,12 @@ def source_digest() -> str:
 class KernelCache(FunctionCache):
     """The compiled versions of one function, a file for each signature and CPU: SHA-256, then pickled (key, code)."""
 
-    _maker: subprocess.Popen[bytes] | None = None
-
-    def expect(self, maker: subprocess.Popen[bytes]) -> None:
-        """Another process compiles this function: whoever looks for it waits until that has ended."""
-        self._maker = maker
+    maker: subprocess.Popen[bytes] | None = None  # compiles this function: who looks for it waits until that has ended
 
     def load_overload(self, sig: Any, target_context: Any) -> Any:
         """The compiled function, or None: there is none, or it is damaged or of other sources or versions."""
-        if self._maker is not None:
-            maker, self._maker = self._maker, None
+        if self.maker is not None:
+            maker, self.maker = self.maker, None
             try:
                 maker.wait(PATIENCE)
             except subprocess.TimeoutExpired:

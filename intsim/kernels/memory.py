@@ -18,6 +18,7 @@ from numba.core import cgutils
 from numba.extending import intrinsic as numba_intrinsic
 
 from intsim.kernels.common import kernel
+from intsim.kernels.vector import I32, I64, call
 from intsim.program import Array
 
 addressof, view = ctypes.addressof, ctypes.c_char.from_buffer  # of every array of every run: looked up once
@@ -119,8 +120,7 @@ def give_way(typing: Any) -> Any:
 
     def generate(context: Any, builder: Any, sig: Any, args: Any) -> Any:
         if sys.platform != "win32":
-            function = ir.FunctionType(ir.IntType(32), [])
-            builder.call(cgutils.get_or_insert_function(builder.module, function, "sched_yield"), [])
+            call(builder, "sched_yield", I32)
         return context.get_dummy_value()
 
     return types.void(), generate
@@ -143,9 +143,8 @@ def acquire(typing: Any, lock: Any) -> Any:
     """Waits, asleep, until a lock (see make_lock) is released, and holds it; the interpreter is not needed for it."""
 
     def generate(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-        function = ir.FunctionType(ir.IntType(32), [cgutils.voidptr_t, ir.IntType(32)])
-        function = cgutils.get_or_insert_function(builder.module, function, "PyThread_acquire_lock")
-        builder.call(function, [builder.inttoptr(args[0], cgutils.voidptr_t), ir.Constant(ir.IntType(32), 1)])
+        lock = builder.inttoptr(args[0], cgutils.voidptr_t)
+        call(builder, "PyThread_acquire_lock", I32, lock, ir.Constant(I32, 1))
         return context.get_dummy_value()
 
     return types.void(types.int64), generate
@@ -156,9 +155,7 @@ def release(typing: Any, lock: Any) -> Any:
     """Releases a lock that is held, by whichever thread, and wakes the one that waits for it."""
 
     def generate(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-        function = ir.FunctionType(ir.VoidType(), [cgutils.voidptr_t])
-        function = cgutils.get_or_insert_function(builder.module, function, "PyThread_release_lock")
-        builder.call(function, [builder.inttoptr(args[0], cgutils.voidptr_t)])
+        call(builder, "PyThread_release_lock", ir.VoidType(), builder.inttoptr(args[0], cgutils.voidptr_t))
         return context.get_dummy_value()
 
     return types.void(types.int64), generate
@@ -170,10 +167,8 @@ def current_cpu(typing: Any) -> Any:
 
     def generate(context: Any, builder: Any, sig: Any, args: Any) -> Any:
         if sys.platform != "linux":
-            return ir.Constant(ir.IntType(64), -1)
-        function = ir.FunctionType(ir.IntType(32), [])
-        found = builder.call(cgutils.get_or_insert_function(builder.module, function, "sched_getcpu"), [])
-        return builder.sext(found, ir.IntType(64))
+            return ir.Constant(I64, -1)
+        return builder.sext(call(builder, "sched_getcpu", I32), I64)
 
     return types.int64(), generate
 
@@ -188,12 +183,9 @@ def stay_on(typing: Any, thread: Any, cpus: Any, i: Any, words: Any) -> Any:
     def generate(context: Any, builder: Any, sig: Any, args: Any) -> Any:
         if sys.platform == "linux":
             data = context.make_array(sig.args[1])(context, builder, args[1]).data
-            int32, int64 = ir.IntType(32), ir.IntType(64)
-            address = builder.ptrtoint(builder.gep(data, [args[2]]), int64)
-            function = ir.FunctionType(int32, [int32, int64, int64])
-            function = cgutils.get_or_insert_function(builder.module, function, "sched_setaffinity")
-            size = builder.mul(args[3], ir.Constant(int64, 8))
-            builder.call(function, [builder.trunc(args[0], int32), size, address])
+            address = builder.ptrtoint(builder.gep(data, [args[2]]), I64)
+            size = builder.mul(args[3], ir.Constant(I64, 8))
+            call(builder, "sched_setaffinity", I32, builder.trunc(args[0], I32), size, address)
         return context.get_dummy_value()
 
     return types.void(types.int64, cpus, types.intp, types.int64), generate

@@ -67,7 +67,7 @@ def splat_value(builder: Any, value: Any, vector: Any = I32X16) -> Any:
 
 
 def call(builder: Any, name: str, result: Any, *args: Any) -> Any:
-    """Calls an LLVM intrinsic."""
+    """Calls an LLVM intrinsic, or a function of the process."""
     function = ir.FunctionType(result, [a.type for a in args])
     return builder.call(cgutils.get_or_insert_function(builder.module, function, name), args)
 
@@ -473,26 +473,20 @@ even_lanes_twice, odd_lanes_twice = _words_of([0, 0, 1, 1, 4, 4, 5, 5]), _words_
 low_lanes_twice = _words_of([0, 1, 0, 1, 2, 3, 2, 3])
 
 
-@intrinsic
-def element(typing: Any, array: Any, i: Any) -> Any:
-    """The element i of an int32 array as int64; no negative i is looked for."""
+def _element(bits: int, extend: str) -> Any:
+    @intrinsic
+    def element(typing: Any, array: Any, i: Any) -> Any:
+        def generate(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+            pointer = _pointer(context, builder, sig.args[0], args[0], args[1], ir.IntType(bits))
+            return getattr(builder, extend)(builder.load(pointer, align=4), I64)
 
-    def generate(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-        pointer = _pointer(context, builder, sig.args[0], args[0], args[1], I32)
-        return builder.sext(builder.load(pointer, align=4), I64)
+        return types.int64(array, types.intp), generate
 
-    return types.int64(array, types.intp), generate
+    return element
 
 
-@intrinsic
-def low_byte(typing: Any, array: Any, i: Any) -> Any:
-    """The lowest byte of the element i of an int32 array as int64, not negative; no negative i is looked for."""
-
-    def generate(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-        pointer = _pointer(context, builder, sig.args[0], args[0], args[1], I8)
-        return builder.zext(builder.load(pointer, align=4), I64)
-
-    return types.int64(array, types.intp), generate
+# (array, i): the element i of an int32 array as int64, and its lowest byte, not negative; no negative i is looked for
+element, low_byte = _element(32, "sext"), _element(8, "zext")
 
 
 @intrinsic
