@@ -21,7 +21,8 @@ from intsim.errors import ProgramError, UserError
 from intsim.kernels import KERNELS
 from intsim.kernels.base import Kernel
 from intsim.kernels.narrow import NARROW, Narrow
-from intsim.kernels.scan import VECTOR, Scan
+from intsim.kernels.scan import Scan
+from intsim.kernels.scan.arguments import AVX2, AVX512, LANES
 from intsim.plan import Plan, Rare, Workers, allowed_cpus
 from intsim.program import Array, Operator, Program
 from intsim.taps import select
@@ -133,10 +134,11 @@ def bind(program: Program, op: Operator) -> Kernel:
 
 
 def rare(kernels: Sequence[Kernel]) -> Rare:
-    """Of `Workers`: whether one of these has a narrow accumulator, and whether one needs scan.scan_lanes."""
+    """Of `Workers`: whether one of these has a narrow accumulator, and which of its kernels a scan needs."""
     narrow = any(isinstance(k, Narrow) for k in kernels)
-    lanes = any(isinstance(k, Scan) and k.method == VECTOR for k in kernels)
-    return 1 if narrow else None, 1 if lanes else None
+    methods = {k.method for k in kernels if isinstance(k, Scan)}
+    lanes, avx2, avx512 = (1 if method in methods else None for method in (LANES, AVX2, AVX512))
+    return 1 if narrow else None, lanes, avx2, avx512
 
 
 Bound = Callable[[Mapping[str, Array], Collection[str]], dict[str, Array]]

@@ -19,7 +19,7 @@ from intsim.kernels.base import BATCH, In, Kernel, Out
 from intsim.kernels.dot import ROWS as TILE
 from intsim.kernels.memory import address_of, make_lock
 from intsim.kernels.run import COUNTERS, DISMISS, NUMBER, SEAT, SEATS, make_group, run
-from intsim.kernels.scan import BLOCK
+from intsim.kernels.scan.arguments import BLOCK
 from intsim.kernels.tiles import SIDE
 from intsim.program import Array, Program, Tensor
 
@@ -29,7 +29,7 @@ PARTS = 2  # a task is what is left, over this and the number of threads: large 
 LINE = 64  # bytes
 TILES = (SIDE, TILE)  # rows of a tile of the matrix products, in tile and in vector registers: a task has whole tiles
 
-Rare = tuple[int | None, int | None]
+Rare = tuple[int | None, int | None, int | None, int | None]
 spare_locks: list[int] = []  # of helpers that were dismissed: held, for others
 forks = 0  # of the processes that led from the first to this one
 
@@ -54,10 +54,10 @@ def allowed_cpus() -> set[int]:
 class Workers:
     """A group of `threads` threads: the caller's, and helpers, which sleep when there was nothing to do for a while.
 
-    rare: `narrow` and `lanes` of `kernels.run`, for all that it will run.
+    rare: the last arguments of `kernels.run`, for all that it will run.
     """
 
-    def __init__(self, threads: int, rare: Rare = (None, None)):
+    def __init__(self, threads: int, rare: Rare = (None, None, None, None)):
         self.threads = threads
         self.rare = rare
         self._fork = -1

@@ -30,11 +30,12 @@ from numba.extending import intrinsic as numba_intrinsic
 
 from intsim import kernels, plan
 from intsim.builder import Builder, Out
-from intsim.engine import Engine, bind, run_operator
+from intsim.engine import Engine, bind, rare, run_operator
 from intsim.errors import UserError
 from intsim.kernels import cache as kernel_cache
 from intsim.kernels import common, cpu, dot, exp2, memory, requantize, run, scan, tiles
 from intsim.kernels import vector as v
+from intsim.kernels.scan import arguments, avx2
 from intsim.operators import KINDS, View
 from intsim.oracle import Oracle
 from intsim.program import Array, Program, Tensor, Term
@@ -293,8 +294,9 @@ def test_scan_with_large_left_shifts(rounding: str, less: int) -> None:
             program.arrays[op.constants["b_shift"]] -= less
     scans = [k for k in Engine(program)._kernels if k.op.kind == "scan"]
     methods = {k.method for k in scans}  # type: ignore[attr-defined]
-    fast = cpu.choose() in cpu.WIDE and rounding in ("half_up", "floor")
-    assert methods == {scan.TRACED if less == 28 else scan.AVX512 if fast else scan.VECTOR}
+    fast = cpu.choose() != "plain" and rounding in ("half_up", "floor")
+    fastest = arguments.AVX512 if cpu.choose() in cpu.WIDE else arguments.AVX2
+    assert methods == {arguments.TRACED if less == 28 else fastest if fast else arguments.LANES}
     assert all(k.clamps for k in scans) == (less > 0)  # type: ignore[attr-defined]
     got = check(program, images_for(program, 2))
     if less > 10:
@@ -344,7 +346,7 @@ def test_threads(program: Program, threads: int, monkeypatch: pytest.MonkeyPatch
 def test_many_channels(monkeypatch: pytest.MonkeyPatch) -> None:
     """Several blocks of channels in the scan, shared over threads."""
     monkeypatch.setattr(plan, "GRAIN", 1)
-    program = random_program(8, dataclasses.replace(SIZE, inner=9 * scan.BLOCK + 3, depth=1))
+    program = random_program(8, dataclasses.replace(SIZE, inner=9 * arguments.BLOCK + 3, depth=1))
     images = images_for(program, 3)
     wanted = Oracle(program).run(images, ["*.y", "*.gate.out"])
     for threads in (1, 2, 4):
@@ -482,12 +484,13 @@ def test_a_late_helper_finds_the_door_closed(program: Program) -> None:
     allowed = plan.allowed_cpus()
     images = images_for(program, 1)
     bound = Engine(program, threads=1)._kernels
+    needed = rare(bound)
     p = plan.Plan(program, bound, 1, {program.logits}, 2)
     group = run.make_group(allowed, [memory.make_lock()])
 
     class Alone:
         def run(self, ticket: int, threads: int) -> None:
-            run.run(memory.address_of(group), ticket, 0, None, None)
+            run.run(memory.address_of(group), ticket, 0, *needed)
 
     logits = p.run(cast(plan.Workers, Alone()), {"image": images})[program.logits]
     assert np.array_equal(logits, Engine(program).run(images)[program.logits])
@@ -495,11 +498,11 @@ def test_a_late_helper_finds_the_door_closed(program: Program) -> None:
     p.memory[:] = 7
     marks = p.marks.copy()
     with ThreadPoolExecutor(1) as pool:  # it may leave this thread's CPU
-        helper = pool.submit(run.run, memory.address_of(group), 0, 1, None, None)
+        helper = pool.submit(run.run, memory.address_of(group), 0, 1, *needed)
         assert until(lambda: bool(group[run.SEATS + run.SEAT + run.ASLEEP]))
         assert until(lambda: group[run.AWAKE] == 0)
         assert not helper.done()
-        plan.dismiss(group, (None, None))
+        plan.dismiss(group, needed)
         helper.result(60)
     assert (logits == 7).all() and (p.memory == 7).all() and np.array_equal(p.marks, marks)
     assert plan.allowed_cpus() == allowed and group[run.AWAKE] == 0
@@ -570,8 +573,9 @@ def test_helpers_sleep_and_are_woken(program: Program) -> None:
     """Also when they are just going to sleep as they are rung for, over and over."""
     images = images_for(program, 1)
     expected = Engine(program, threads=1).run(images)[program.logits]
-    workers = plan.Workers(3)
-    p = plan.Plan(program, Engine(program, threads=1)._kernels, 1, [program.logits], 3)
+    bound = Engine(program, threads=1)._kernels
+    workers = plan.Workers(3, rare(bound))
+    p = plan.Plan(program, bound, 1, [program.logits], 3)
     p.run(workers, {"image": images})
     group, _ = workers._group
     flags = group[run.SEATS + run.SEAT + run.ASLEEP :: run.SEAT]
@@ -589,11 +593,12 @@ def test_helpers_sleep_and_are_woken(program: Program) -> None:
 @pytest.mark.parametrize("asleep", [False, True])
 def test_threads_end_with_their_workers(program: Program, asleep: bool) -> None:
     """Those that sleep, and those that are just looking for a run."""
-    p = plan.Plan(program, Engine(program, threads=1)._kernels, 1, {program.logits}, 1)
+    bound = Engine(program, threads=1)._kernels
+    p = plan.Plan(program, bound, 1, {program.logits}, 1)
     images = images_for(program, 1)
     for _ in range(5 if asleep else 500):
         before = set(threading.enumerate())  # some may end meanwhile
-        workers = plan.Workers(3)
+        workers = plan.Workers(3, rare(bound))
         p.run(workers, {"image": images})
         workers.run(p.ticket, 3)
         started = set(threading.enumerate()) - before
@@ -682,6 +687,13 @@ def negative_rows_by_words(codes: Array, a: Array, f: int, rom: Array, m: int, t
         exp2.exp2_rows_by_words(codes, 256, v.load_int32(a, i), f, rom, m, table, i * 256)
 
 
+@numba.njit
+def negative_rows_by_halves(codes: Array, factors: Array, f: int, a: Array, room: int, table: int) -> None:
+    """The same of avx2.write_rows, in 16 bits; a: arguments of a scan."""
+    for i in range(0, 256, 16):
+        avx2.write_rows(a, v.load_int32(factors, i), f, codes, 256, table + i * 512, room)
+
+
 ROM = np.array([round(2 ** (17 - j / 128)) for j in range(129)], dtype=np.int32)
 STEEP = np.array([131072, *np.sort(np.random.default_rng(2).integers(65536, 131073, 127))[::-1], 65536], dtype=np.int32)
 STEEP[40:80] = STEEP[40]  # level, and then down by a quarter
@@ -698,6 +710,7 @@ def test_exp2(m: int, rounding: str, rom: Array) -> None:
     packed, by_bytes = exp2.packed_rom(rom), exp2.byte_rom(rom)
     assert packed is not None and by_bytes is not None
     codes = np.append(a * 65537, [0, 0, 0]).astype(np.int32)
+    twice, room = scan.twice(packed), np.zeros(avx2.ROOM, dtype=np.uint8)
     for f in range(32):
         t = p << 19 - f if f <= 19 else p >> f - 19
         j, r = (t >> 12) & 127, t & 4095
@@ -724,25 +737,29 @@ def test_exp2(m: int, rounding: str, rom: Array) -> None:
             rows = np.zeros(256 * 256, dtype=np.int32)
             negative_rows_by_words(codes, a, f, by_bytes, m, rows)
             assert np.array_equal(rows, negative), f
+        if mode <= 1 and "avx2" in cpu.available():
+            halves, numbers = np.zeros(16 * 256 * 16, dtype=np.int16), np.zeros(arguments.ARGUMENTS, dtype=np.int64)
+            numbers[[arguments.M, arguments.MODE, arguments.PACKED_TWICE]] = m, mode, memory.address_of(twice)
+            addresses = memory.address_of(room), memory.address_of(halves)
+            negative_rows_by_halves(codes, a, f, numbers, *addresses)
+            assert np.array_equal(halves, negative.astype(np.int16)), f
         for delta, n in ((0, 0), (1, 1), (255, 255), (128, 3), (17, 200), (255, 1), (3, 85)):
             assert exp2.exp2(delta * n, f, rom, m, mode) == wanted[delta, n], f
 
 
 @pytest.mark.parametrize("rounding", ROUNDINGS)
-@pytest.mark.parametrize("lowest", [-scan.HARMLESS_LEFT, -scan.LARGEST_LEFT])
+@pytest.mark.parametrize("lowest", [-arguments.HARMLESS_LEFT, -arguments.LARGEST_LEFT])
 @pytest.mark.parametrize(("states", "channels"), [(16, 21), (5, 32), (18, 7)])
 def test_scans(rounding: str, lowest: int, states: int, channels: int) -> None:
     """All kernels of the scan give the same up to their largest shifts, with extremes of every input."""
     rng = np.random.default_rng(6)
-    batch, tokens = 2, scan.SOME + 7
+    batch, tokens = 2, arguments.SOME + 7
     padded, room = -(-states // 16) * 16, -(-channels // 16) * 16
     mode = common.MODES[rounding]
-    methods = [scan.VECTOR]
-    if cpu.choose() in cpu.WIDE and mode <= 1 and states <= 16:
-        methods.append(scan.AVX512)
-    rights = scan.rights_of(mode & 1)
-    rights_at = memory.address_of(rights)
-    kept: list[Array] = []
+    packed, by_bytes = exp2.packed_rom(ROM), exp2.byte_rom(ROM)
+    assert packed is not None and by_bytes is not None
+    kept = [scan.rights_of(mode & 1), scan.places_of_bits(), scan.twice(packed)]
+    tables = list(map(memory.address_of, kept))
 
     def draw(low: int, high: int, shape: tuple[int, ...], dtype: type, *often: int) -> int:
         """Address of drawn integers, half of them at the ends, or among `often`."""
@@ -750,8 +767,6 @@ def test_scans(rounding: str, lowest: int, states: int, channels: int) -> None:
         kept.append(np.where(rng.random(shape) < 0.5, rng.choice([low, high, *often], shape), drawn).astype(dtype))
         return memory.address_of(kept[-1])
 
-    packed, by_bytes = exp2.packed_rom(ROM), exp2.byte_rom(ROM)
-    assert packed is not None and by_bytes is not None
     by_words = cpu.has_byte_permutation() and mode == 1
     a = np.zeros((room, padded), dtype=np.int32)
     draw(0, 255, (channels, states), np.int32)
@@ -760,32 +775,39 @@ def test_scans(rounding: str, lowest: int, states: int, channels: int) -> None:
         *(draw(0, 255, (batch, tokens, channels), np.uint8, 1), draw(-128, 127, (batch, tokens, channels), np.int8, 1)),
         *(draw(-128, 127, (batch, tokens, states), np.int8, -1, 1), draw(-128, 127, (batch, tokens, states), np.int8)),
     ]
-    scratch = np.zeros(scan.BLOCK * (scan.TABLE + 256 * padded) * 4 + 65536, dtype=np.uint8)
-    # bits of A-bar's fraction and the state, and the largest shift of a token, with which y_acc has 32 bits
-    for m, bits, most in ((15, 16, 4), (15, 8, 12), (8, 16, 4), (1, 8, 12)):
+    scratch = np.zeros(arguments.BLOCK * (arguments.TABLE + 256 * padded) * 4 + 65536, dtype=np.uint8)
+    # bits of A-bar's fraction and the state, the largest shift of a token, with which y_acc has 32 bits, and that of b
+    right, less = arguments.LARGEST_RIGHT, arguments.LARGEST_RIGHT_BYTES
+    cases = [(15, 16, 4, right), (15, 8, 12, right), (8, 16, 4, right), (1, 8, 12, right), (15, 8, 12, less)]
+    for m, bits, most, right in (*cases, (arguments.LEAST_M, 8, 4, less), (15, 8, 4, 0)):
+        methods = [arguments.LANES]
+        if mode <= 1 and states <= 16:
+            methods += [arguments.AVX512] * (cpu.choose() in cpu.WIDE)
+            fits = bits > 8 or (m >= arguments.LEAST_M and right <= less)
+            methods += [arguments.AVX2] * (fits and "avx2" in cpu.available())
         constants = [
             *(memory.address_of(a), draw(0, 31, (room,), np.int64), memory.address_of(ROM), memory.address_of(packed)),
             memory.address_of(by_bytes) if by_words else 0,
-            *(draw(-(2**20), 2**20, (room,), np.int32), draw(lowest, scan.LARGEST_RIGHT - most, (room,), np.int32)),
+            *(draw(-(2**20), 2**20, (room,), np.int32), draw(lowest, right - most, (room,), np.int32)),
             *(draw(0, most, (tokens,), np.int64, 1), 0, most),
             *(draw(0, 12, (room,), np.int32), draw(0, 9, (tokens,), np.int64)),
         ]
         ranges = (-(2 ** (bits - 1)), 2 ** (bits - 1) - 1, -128, 127)
         found = []
-        for method in (scan.TRACED, *methods):
-            for clamps in (0, 1)[lowest < -scan.HARMLESS_LEFT :]:
+        for method in (arguments.TRACED, *methods):
+            for clamps in (0, 1)[lowest < -arguments.HARMLESS_LEFT :]:
                 made = [np.ones((batch, tokens, channels), dtype=t) for t in (np.int8, np.int16, np.int32)]
                 sizes = [batch, tokens, channels, states, method, clamps]
                 y, dx, y_acc = map(memory.address_of, made)
                 outputs = [y, dx, 0, 0, 0, 0, y_acc]
-                numbers = [*inputs, *outputs, *sizes, *constants, m, mode, *ranges, 2, bits // 8, 1, rights_at]
+                numbers = [*inputs, *outputs, *sizes, *constants, m, mode, *ranges, 2, bits // 8, 1, *tables]
                 step = np.array([scan.Scan.code, *numbers], dtype=np.int64)
                 one = [np.array(n, dtype=np.int64) for n in ([0, len(step)], [0], [[0, 1, 0, channels]], [0, 1])]
                 marks, group = np.zeros(run.COUNTERS, dtype=np.int64), run.make_group((), ())
                 at = memory.address_of(scratch)
                 addresses = [*map(memory.address_of, (step, *one)), 1, memory.address_of(marks), at + -at % 64]
                 ticket = np.array([1, *addresses], dtype=np.int64)
-                run.run(memory.address_of(group), memory.address_of(ticket), 0, None, 1)
+                run.run(memory.address_of(group), memory.address_of(ticket), 0, None, 1, 1, 1)
                 found.append(made)
         assert not any((array == 1).all() for array in found[0])
         for made in found[1:]:
@@ -922,7 +944,7 @@ def test_no_float_instruction(program: Program) -> None:
     for name, dispatcher in dispatchers().items():
         for signature in dispatcher.signatures:
             assert not re.search(r"float|complex", str(signature)), f"{name}{signature}"
-    text = llvm(run.run, (numba.int64,) * 5)
+    text = llvm(run.run, (numba.int64,) * 7)
     body = text[text.index("define ") :]
     for name in ("add", "mul", "ashr", "shl", "icmp", "atomicrmw"):
         assert re.search(rf"= {name}\b", body), f"the text has no {name}"
@@ -973,7 +995,7 @@ def test_import_compiles_nothing() -> None:
         "import sys, intsim.engine\n"
         "assert 'torch' not in sys.modules\n"
         "from intsim.kernels import common, run, scan\n"
-        "assert not any(f.signatures for f in (common.round_shift, run.run, scan.scan_avx512))\n"
+        "assert not any(f.signatures for f in (common.round_shift, run.run, scan.scan_avx2, scan.scan_avx512))\n"
     )
     subprocess.run([sys.executable, "-c", code], check=True, timeout=120)
 

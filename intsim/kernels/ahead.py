@@ -19,6 +19,7 @@ from intsim.kernels.cache import KernelCache
 from intsim.kernels.run import run
 from intsim.kernels.scan import scan
 
+METHODS = 3  # last arguments of the scan, and of `run`
 CODE = "import sys; sys.path.insert(0, sys.argv[1]); from intsim.kernels import ahead; ahead.compile_scan({})"
 
 
@@ -27,10 +28,10 @@ def begin(dispatcher: Any, arguments: tuple[Any, ...]) -> None:
     cache = scan._cache
     if dispatcher is not run or scan.overloads or not isinstance(cache, KernelCache) or cache.maker is not None:
         return
-    lanes = arguments[-1] != types.none
-    if not os.access(cache.cache_path, os.W_OK) or cache.load_overload(signature(lanes), scan.targetctx) is not None:
+    methods = [kind != types.none for kind in arguments[-METHODS:]]
+    if not os.access(cache.cache_path, os.W_OK) or cache.load_overload(signature(methods), scan.targetctx) is not None:
         return
-    command = [sys.executable, "-c", CODE.format(lanes), str(Path(__file__).parents[2])]
+    command = [sys.executable, "-c", CODE.format(methods), str(Path(__file__).parents[2])]
     try:
         nothing = subprocess.DEVNULL
         cache.maker = subprocess.Popen(command, stdin=nothing, stdout=nothing, stderr=nothing)
@@ -38,11 +39,12 @@ def begin(dispatcher: Any, arguments: tuple[Any, ...]) -> None:
         pass
 
 
-def compile_scan(lanes: bool) -> None:
+def compile_scan(methods: list[bool]) -> None:
     """Compiles the scan as `run` calls it, and keeps it in the cache."""
-    scan.compile(signature(lanes))
+    scan.compile(signature(methods))
 
 
-def signature(lanes: bool) -> tuple[Any, ...]:
-    """The types of the scan's arguments; lanes: whether one may need scan.scan_lanes."""
-    return (types.int64[::1], types.int64, types.int64, types.int64, types.int64 if lanes else types.none)
+def signature(methods: list[bool]) -> tuple[Any, ...]:
+    """The types of the scan's arguments; methods: for each of the last, whether a scan may need that kernel."""
+    kinds = (types.int64 if needed else types.none for needed in methods)
+    return (types.int64[::1], types.int64, types.int64, types.int64, *kinds)

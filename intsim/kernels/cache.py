@@ -49,7 +49,7 @@ def cache_for(function: Callable[..., Any]) -> Any:
 def source_digest() -> str:
     """SHA-256 of the source of this folder."""
     digest = hashlib.sha256()
-    for path in sorted(Path(__file__).parent.glob("*.py")):
+    for path in sorted(Path(__file__).parent.rglob("*.py")):
         digest.update(path.name.encode() + b"\0" + path.read_bytes())
     return digest.hexdigest()
 

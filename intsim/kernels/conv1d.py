@@ -11,7 +11,7 @@ from intsim.kernels.base import In, Kernel, Out, pad
 from intsim.kernels.common import kernel
 from intsim.kernels.memory import int8_at, int32_at
 from intsim.kernels.requantize import BYTE, DOUBLE, Requantize, half_lanes, requantize_lanes, store_lanes
-from intsim.program import Operator, Program
+from intsim.program import Array, Operator, Program
 
 BYTES = 64  # channels in a block
 
@@ -31,20 +31,26 @@ class Conv1d(Kernel):
         padded = np.zeros((taps, len(step.shift)), dtype=np.int8)
         padded[:, : self.width] = weight.T
         bias = pad(self.constant("bias", np.int32), v.LANES)
-        fast = self.path in cpu.WIDE and self.mode <= 1 and step.narrow and taps <= 4
-        whole = self.width // BYTES * BYTES if fast else 0  # channels in blocks of BYTES; the rest goes 16 at a time
+        fast = self.path != "plain" and self.mode <= 1 and step.narrow and taps <= 4
+        wide = self.path in cpu.WIDE
+        block = BYTES if wide else v.LANES
+        whole = self.width // block * block if fast else 0  # channels in blocks; the rest goes 16 at a time
         # In a block lane 4q + i of vector k holds the channel 16q + 4k + i, a byte of it for each tap.
-        order = np.arange(BYTES).reshape(4, 4, 4).transpose(1, 0, 2).reshape(-1)
-        order = (np.arange(0, whole, BYTES)[:, None] + order).reshape(-1)
-        pieces = np.zeros((whole, 4), dtype=np.int8)
+        order = np.arange(BYTES).reshape(4, 4, 4).transpose(1, 0, 2).reshape(-1) if wide else np.array(v.TURNS)
+        order = (np.arange(0, whole, block)[:, None] + order).reshape(-1)
+        pieces: Array = np.zeros((whole, 4), dtype=np.int8)
         pieces[:, 4 - min(taps, 4) :] = weight[order, max(taps - 4, 0) :]
         half = np.where(step.shift > 0, np.int64(1) << np.maximum(step.shift.astype(np.int64) - 1, 0), 0) * self.mode
-        rounded = (bias + half)[order] - 128 * pieces.astype(np.int64).sum(axis=1)  # the inputs are x + 128
+        rounded = (bias + half)[order]
+        if wide:
+            rounded -= 128 * pieces.astype(np.int64).sum(axis=1)  # the inputs are x + 128
+        else:  # words, of two taps after each other: first all of the first two
+            pieces = pieces.reshape(-1, 16, 2, 2).transpose(0, 2, 1, 3).astype(np.int16)
         self.numbers = [
             *(In("x"), Out("acc"), Out("out"), self.tokens, self.width, int(op.attributes["reverse"]), taps),
             *(self.keep(padded), self.keep(bias), self.keep(step.shift)),
             *(self.mode, step.low, step.high, step.narrow, whole, self.keep(pieces.reshape(-1))),
-            *(self.keep(rounded.astype(np.int32)), self.keep(step.shift[order])),
+            *(self.keep(rounded.astype(np.int32)), self.keep(step.shift[order]), int(wide)),
         ]
         self.row_cost = self.width // (32 if fast else 2)
 
@@ -59,7 +65,10 @@ def conv1d(a, start, stop, scratch):
     whole = 0
     if not acc_out:
         whole = a[14]
-        convolve_bytes(a, start, stop, scratch)
+        if a[18]:
+            convolve_bytes(a, start, stop, scratch)
+        else:
+            convolve_words(a, start, stop, scratch)
     padded = (width + 15) // 16 * 16
     weight = int8_at(weight_at, taps * padded)
     bias, shift = int32_at(bias_at, padded), int32_at(shift_at, padded)
@@ -124,3 +133,24 @@ def convolve_bytes(a, start, stop, scratch):
             y3 = v.shift_right(v.add_byte_products(b3, v.unpack_high_words(high_01, high_23), w3), s3)
             y = v.clamp_bytes(v.pack_bytes(v.pack_words(y0, y1), v.pack_words(y2, y3)), low, high)
             v.store_bytes(int8_at(out + r * width + c, BYTES), 0, y)
+
+
+@kernel
+def convolve_words(a, start, stop, scratch):
+    """The same for the channels in whole blocks of 16, with products of words (vector.py)."""
+    x, out, tokens, width, reverse, low, high = a[0], a[2], a[3], a[4], a[5], a[11], a[12]
+    whole, weight_at, bias_at, shift_at = a[14:18]
+    weight, bias, shift = int32_at(weight_at, whole * 2), int32_at(bias_at, whole), int32_at(shift_at, whole)
+    nothing = int8_at(scratch, 16)
+    nothing[:] = 0
+    step = -width if reverse else width
+    for c in range(0, whole, 16):
+        w01, w23 = v.load_int32(weight, 2 * c), v.load_int32(weight, 2 * c + 16)
+        first, count = v.load_int32(bias, c), v.load_int32(shift, c)
+        for r in range(start, stop):
+            t = r % tokens
+            newest = x + (r - t + (tokens - 1 - t if reverse else t)) * width + c
+            x01 = v.load_turns(newest - 3 * step if t >= 3 else scratch, newest - 2 * step if t >= 2 else scratch)
+            x23 = v.load_turns(newest - step if t >= 1 else scratch, newest)
+            acc = v.add_pairs(v.add_pairs(first, x01, w01), x23, w23)
+            v.store_turns(out + r * width + c, v.shift_right(acc, count), low, high)

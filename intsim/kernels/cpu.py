@@ -3,9 +3,9 @@
 The paths differ in instructions only, never in an integer:
 
     amx          matrix products in tile registers (TDPBSSD), where they pay; all else as avx512vnni
-    avx512vnni   8-bit dot products of 512 bits (VPDPBUSD), the scan in 16 lanes of one register
-    avxvnni      8-bit dot products of 256 bits
-    avx2         16-bit dot products of 256 bits (VPMADDWD)
+    avx512vnni   8-bit dot products of 512 bits (VPDPBUSD), the scan in registers of 512 bits
+    avxvnni      8-bit dot products of 256 bits; all else as avx2
+    avx2         16-bit dot products of 256 bits (VPMADDWD), the scan in registers of 256 bits
     plain        what LLVM makes of portable operations, on any CPU
 
 The environment variable INTSIM_KERNELS names one; without it the first that the CPU has is taken.  What counts is what
@@ -28,6 +28,7 @@ VARIABLE = "INTSIM_KERNELS"
 AVX512 = frozenset({"avx512f", "avx512bw", "avx512dq", "avx512vl"})
 TILES = AVX512 | {"avx512vnni", "amx-tile", "amx-int8"}
 WIDE = ("amx", "avx512vnni")  # paths that have AVX-512 and its VNNI
+NARROW = ("avxvnni", "avx2")  # paths that have AVX2 and no more
 NEEDS = {  # path -> features in LLVM's names, the fastest path first
     "amx": TILES,
     "avx512vnni": AVX512 | {"avx512vnni"},

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import numpy as np
 
-from intsim.kernels import cpu
 from intsim.kernels import vector as v
 from intsim.kernels.base import In, Kernel, Out
 from intsim.kernels.common import kernel
@@ -31,7 +30,7 @@ class Gate(Kernel):
             *(In("y"), In("y_b"), In("g"), Out("acc"), Out("out"), self.tokens, width),
             *(self.keep(np.ascontiguousarray(left)), self.keep(np.ascontiguousarray(left_b)), self.keep(step.shift)),
             *(self.keep(step.row_shift), len(step.row_shift), self.mode, step.low, step.high, step.narrow),
-            int(self.path in cpu.WIDE and self.mode <= 1 and step.narrow),
+            int(self.path != "plain" and self.mode <= 1 and step.narrow),
         ]
         self.row_cost = width // 8
 

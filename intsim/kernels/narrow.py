@@ -15,7 +15,8 @@ from intsim.kernels.base import Argument, In, Kernel, Out
 from intsim.kernels.common import kernel, round_shift, saturate
 from intsim.kernels.exp2 import exp2
 from intsim.kernels.memory import address_of, fetch_add, int8_at, int16_at, int32_at, int64_at, uint8_at
-from intsim.kernels.scan import (
+from intsim.kernels.scan import Scan
+from intsim.kernels.scan.arguments import (
     ABAR,
     ABAR_SIZE,
     ACC,
@@ -46,11 +47,10 @@ from intsim.kernels.scan import (
     D,
     H,
     M,
-    Scan,
     U,
     Y,
-    store_byte_or_word,
 )  # fmt: skip
+from intsim.kernels.scan.traced import store_byte_or_word
 from intsim.operators import KINDS, View
 from intsim.program import Operator, Program
 

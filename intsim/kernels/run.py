@@ -57,7 +57,7 @@ THREADS, STEPS, BEGINS, CHAINS, TASKS, PHASES, LEVELS, MARKS, SCRATCH = range(9)
 
 
 @kernel
-def run(group, ticket, thread, narrow, lanes):
+def run(group, ticket, thread, narrow, lanes, avx2, avx512):
     """What one thread of a group does: thread 0 leads a run and returns when all is done; a helper takes part in every
     run that it hears of, sleeps when there was none for a while, and returns when the group is dismissed.
 
@@ -67,8 +67,8 @@ def run(group, ticket, thread, narrow, lanes):
     in `chains`, first and behind the last row) and phases [phases + 1] (first task of each), all int64; how many
     phases; address of int64 [phases * COUNTERS], a counter of tasks for each phase; for each thread the address of its
     scratch memory.  thread: DISMISS lets all helpers return.  narrow: an int64 of any value if there may be narrow
-    accumulators, else None; lanes: likewise if a scan may need scan.scan_lanes.  For None those kernels, a fifth and a
-    tenth of the code, are not compiled.
+    accumulators, else None; lanes, avx2, avx512: likewise for the scan's kernels of these names.  What is None is not
+    compiled.
 
     Thread 0 opens the door as it rings, closes it when no task is left, and waits for the helpers inside; behind a
     closed door none touches anything of a run.  A thread that finds the group led by another works alone.  A helper
@@ -141,7 +141,7 @@ def run(group, ticket, thread, narrow, lanes):
                             elif code == 8:
                                 rmsnorm(a, start, stop, scratch)
                             elif code == 9:
-                                scan(a, start, stop, scratch, lanes)
+                                scan(a, start, stop, scratch, lanes, avx2, avx512)
                             elif narrow is not None:
                                 if code == 10:
                                     narrow_linear(a, start, stop, scratch)

@@ -3,7 +3,8 @@
 
 `int32x16` is LLVM's <16 x i32>.  Most operations are LLVM's own portable ones: LLVM maps them to whatever vector
 instructions the CPU has (AVX-512, AVX2, NEON) or to scalar ones, with the same integers.  Those of the second half
-name an instruction of AVX-512; on a CPU without it they are compiled to nothing, and no path that uses them may run
+name an instruction of AVX-512, and some of them one of AVX2, which each half of a value takes where there is no
+AVX-512; on a CPU without either they are compiled to nothing, and no path that uses them may run
 (`intsim.kernels.cpu`).  Arithmetic wraps at 32 bits.  Arrays are one-dimensional and contiguous; `i` counts elements;
 nothing is checked.
 """
@@ -45,6 +46,9 @@ I64 = ir.IntType(64)
 I32X16 = ir.VectorType(I32, 16)
 I16X32 = ir.VectorType(I16, 32)
 I8X64 = ir.VectorType(I8, 64)
+I32X8 = ir.VectorType(I32, 8)
+I16X16 = ir.VectorType(I16, 16)
+I8X32 = ir.VectorType(I8, 32)
 
 
 @register_model(Int32x16)
@@ -237,14 +241,14 @@ def total(typing: Any, vector: Any) -> Any:
     return types.int32(int32x16), generate
 
 
-# --- instructions of AVX-512, for the path avx512vnni ---
+# --- instructions of AVX-512, for the path avx512vnni, and of AVX2 ---
 
 
-def _instruction(emit: Any) -> Any:
-    """An intrinsic of one to three int32x16 that emits instructions of AVX-512 and its VNNI."""
+def _instruction(emit: Any, needed: str = "avx512vnni") -> Any:
+    """An intrinsic of one to three int32x16 that emits instructions of a path: `avx512vnni` or, for both, `avx2`."""
 
     def generate(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-        return emit(builder, *args) if "avx512vnni" in cpu.available() else ir.Constant(I32X16, ir.Undefined)
+        return emit(builder, *args) if needed in cpu.available() else ir.Constant(I32X16, ir.Undefined)
 
     count = emit.__code__.co_argcount - 1
 
@@ -269,7 +273,32 @@ def _instruction(emit: Any) -> Any:
     return instruction
 
 
+def halves_of(builder: Any, value: Any) -> list[Any]:
+    """The two halves of a vector, as LLVM's <8 x i32>."""
+    both = (ir.Constant(I32X8, list(range(start, start + 8))) for start in (0, 8))
+    return [builder.shuffle_vector(value, value, half) for half in both]
+
+
+def joined(builder: Any, low: Any, high: Any) -> Any:
+    """A vector of two halves."""
+    low, high = (builder.bitcast(half, I32X8) for half in (low, high))
+    return builder.shuffle_vector(low, high, ir.Constant(I32X16, list(range(16))))
+
+
+def _in_halves(builder: Any, name: str, result: Any, pieces: Any, *args: Any) -> Any:
+    """An instruction of 256 bits, by LLVM's name of it, on each half of the arguments as vectors of `pieces`."""
+    halves = zip(*(halves_of(builder, a) for a in args), strict=True)
+    found = (call(builder, name, result, *(builder.bitcast(half, pieces) for half in both)) for both in halves)
+    return joined(builder, *found)
+
+
+def _is_wide() -> bool:
+    return "avx512vnni" in cpu.available()
+
+
 def add_pairs_value(builder: Any, acc: Any, a: Any, b: Any) -> Any:
+    if not _is_wide():
+        return builder.add(acc, _in_halves(builder, "llvm.x86.avx2.pmadd.wd", I32X8, I16X16, a, b))
     # as assembly, because LLVM takes the intrinsic apart into a product and an addition
     function = ir.FunctionType(I32X16, [I32X16] * 3)
     return builder.asm(function, "vpdpwssd $3, $2, $0", "=v,0,v,v", [acc, a, b], False)
@@ -284,11 +313,15 @@ def add_pairs_at(builder: Any, acc: Any, a: Any, address: Any, offset: int = 0, 
 
 
 def pack_bytes_value(builder: Any, a: Any, b: Any) -> Any:
+    if not _is_wide():
+        return _in_halves(builder, "llvm.x86.avx2.packsswb", I8X32, I16X16, a, b)
     packed = call(builder, "llvm.x86.avx512.packsswb.512", I8X64, *(builder.bitcast(v, I16X32) for v in (a, b)))
     return builder.bitcast(packed, I32X16)
 
 
 def pack_words_value(builder: Any, a: Any, b: Any) -> Any:
+    if not _is_wide():
+        return _in_halves(builder, "llvm.x86.avx2.packssdw", I16X16, I32X8, a, b)
     return builder.bitcast(call(builder, "llvm.x86.avx512.packssdw.512", I16X32, a, b), I32X16)
 
 
@@ -339,32 +372,36 @@ def add_byte_products_value(builder: Any, acc: Any, a: Any, b: Any) -> Any:
 
 
 def shift_left_value(builder: Any, a: Any, counts: Any) -> Any:
+    if not _is_wide():
+        return _in_halves(builder, "llvm.x86.avx2.psllv.d.256", I32X8, I32X8, a, counts)
     # for the same count in all lanes LLVM takes the shift by a scalar, two instructions more
     return call(builder, "llvm.x86.avx512.psllv.d.512", I32X16, a, counts)
 
 
 def shift_right_value(builder: Any, a: Any, counts: Any) -> Any:
+    if not _is_wide():
+        return _in_halves(builder, "llvm.x86.avx2.psrav.d.256", I32X8, I32X8, a, counts)
     return call(builder, "llvm.x86.avx512.psrav.d.512", I32X16, a, counts)
 
 
 # (acc, a, b): acc + a.low * b.low + a.high * b.high, of the signed 16-bit halves of each lane
-add_pairs = _instruction(add_pairs_value)
+add_pairs = _instruction(add_pairs_value, "avx2")
 # (acc, a, b): acc + the four products of an unsigned byte of a and a signed byte of b
 add_byte_products = _instruction(add_byte_products_value)
 # (a, b): within each quarter of four lanes, the lanes of a and then of b, saturated to 16 bits; see `pack_bytes`
-pack_words = _instruction(pack_words_value)
+pack_words = _instruction(pack_words_value, "avx2")
 # the same from 16 to 8 bits: pack_bytes(pack_words(a, b), pack_words(c, d)) has in quarter q the bytes
 # a[4q .. 4q+3], b[4q ..], c[4q ..], d[4q ..]
-pack_bytes = _instruction(pack_bytes_value)
+pack_bytes = _instruction(pack_bytes_value, "avx2")
 # (a, b): bytes or words interleaved, of the lower or upper half of each quarter
 unpack_low_bytes, unpack_high_bytes = _instruction(_unpack(8, 0)), _instruction(_unpack(8, 1))
 unpack_low_words, unpack_high_words = _instruction(_unpack(16, 0)), _instruction(_unpack(16, 1))
 # (a): lane 4q + i to 4i + q; puts the bytes of pack_bytes(pack_words(a, b), pack_words(c, d)) in the order a, b, c, d
-transpose_quarters = _instruction(_transpose_quarters)
+transpose_quarters = _instruction(_transpose_quarters, "avx2")
 # (a, counts): a << counts, any count: nothing is left from 32 on
-shift_left = _instruction(shift_left_value)
+shift_left = _instruction(shift_left_value, "avx2")
 # (a, counts): a >> counts, arithmetic, any count: all bits are the sign from 32 on
-shift_right = _instruction(shift_right_value)
+shift_right = _instruction(shift_right_value, "avx2")
 
 
 # --- lanes as two words of 16 bits ---
@@ -599,3 +636,59 @@ def look_up_bytes(typing: Any, x: Any, i: Any, rows: Any, masks: Any, at: Any, c
         return context.get_dummy_value()
 
     return types.void(x, types.intp, rows, masks, types.intp, types.intp, out, types.intp), generate
+
+
+@intrinsic
+def look_up_eight(typing: Any, x: Any, tables: Any, out: Any) -> Any:
+    """The byte x[i] of the table at the address tables[i], to out[i], for i < 8: addresses of bytes and of int64."""
+
+    def generate(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        x, tables, out = (builder.inttoptr(a, I64.as_pointer()) for a in args)
+        places, found = builder.load(x, align=1), ir.Constant(I64, 0)
+        for i in range(8):
+            shift = ir.Constant(I64, 8 * i)
+            table = builder.load(builder.gep(tables, [ir.Constant(I64, i)]), align=8)
+            place = builder.add(table, builder.and_(builder.lshr(places, shift), ir.Constant(I64, 255)))
+            value = builder.load(builder.inttoptr(place, I8.as_pointer()), align=1)
+            found = builder.or_(found, builder.shl(builder.zext(value, I64), shift))
+        builder.store(found, out, align=1)
+        return context.get_dummy_value()
+
+    return types.void(*[types.int64] * 3), generate
+
+
+# --- bytes as words by turns, for the paths avx2 and avxvnni ---
+
+TURNS = [0, 1, 2, 3, 8, 9, 10, 11, 4, 5, 6, 7, 12, 13, 14, 15]  # of the words of two registers: which are in each lane
+
+
+@intrinsic
+def load_turns(typing: Any, a: Any, b: Any) -> Any:
+    """The 16 bytes at the address a as words, and those at b, in the lower and upper half of lanes, as `TURNS` says."""
+
+    def generate(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        octets = ir.VectorType(I8, 16)
+        loaded = (builder.load(builder.inttoptr(at, octets.as_pointer()), align=1) for at in args)
+        words = [builder.sext(some, I16X16) for some in loaded]
+        order = ir.Constant(ir.VectorType(I32, 32), [at for i in TURNS for at in (i, 16 + i)])
+        return builder.bitcast(builder.shuffle_vector(*words, order), I32X16)
+
+    return int32x16(types.int64, types.int64), generate
+
+
+@intrinsic
+def store_turns(typing: Any, address: Any, value: Any, low: Any, high: Any) -> Any:
+    """Lanes in the order of `TURNS` as the 16 bytes at an address, saturated to low .. high, at most 8 bits."""
+
+    def generate(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        if "avx2" in cpu.available():
+            address, value, *limits = args
+            words = call(builder, "llvm.x86.avx2.packssdw", I16X16, *halves_of(builder, value))
+            for comparison, limit in zip(("<", ">"), reversed(limits), strict=True):
+                bound = splat_value(builder, builder.trunc(limit, I16), I16X16)
+                words = builder.select(builder.icmp_signed(comparison, words, bound), words, bound)
+            octets = ir.VectorType(I8, 16)
+            builder.store(builder.trunc(words, octets), builder.inttoptr(address, octets.as_pointer()), align=1)
+        return context.get_dummy_value()
+
+    return types.void(types.int64, int32x16, types.int64, types.int64), generate
