@@ -239,6 +239,11 @@ def _render(value: Any, depth: int) -> str:
     if isinstance(value, dict):
         fields = [f"{pad}{encode_basestring_ascii(key)}: {_render(item, depth + 1)}" for key, item in value.items()]
         return "{\n" + ",\n".join(fields) + f"\n{end}}}"
-    if set(compound) & set(map(type, value)) and any(isinstance(item, compound) and item for item in value):
+    kinds = set(map(type, value))
+    if kinds == {int}:  # most lists; json.dumps would set up an encoder for each
+        return "[" + ", ".join(map(str, value)) + "]"
+    if kinds == {str}:
+        return "[" + ", ".join(map(encode_basestring_ascii, value)) + "]"
+    if kinds & set(compound) and any(isinstance(item, compound) and item for item in value):
         return "[\n" + ",\n".join(pad + _render(item, depth + 1) for item in value) + f"\n{end}]"
     return json.dumps(value, ensure_ascii=True)

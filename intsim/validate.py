@@ -5,6 +5,7 @@ The same derivations make a Program (`intsim.builder`) and check one: what is st
 
 from __future__ import annotations
 
+import math
 import re
 from dataclasses import replace
 from typing import Any
@@ -135,7 +136,7 @@ def check_tensor(program: Program, t: Tensor) -> None:
     require(len(t.axes) == len(t.shape) == len(set(t.axes)), f"tensor {t.name}: axes {t.axes} and shape {t.shape}")
     require(all(a in AXES for a in t.axes), f"tensor {t.name} has an unknown axis in {t.axes}")
     require(all(isinstance(n, int) and n >= 1 for n in t.shape), f"tensor {t.name} has shape {t.shape}")
-    require(int(np.prod(t.shape, dtype=object)) < MAX_ELEMENTS, f"tensor {t.name} has 2^31 elements or more")
+    require(math.prod(t.shape) < MAX_ELEMENTS, f"tensor {t.name} has 2^31 elements or more")
     require(1 <= t.bits <= 63, f"tensor {t.name} has {t.bits} bits")
     if t.exponent is not None:
         require(abs(t.exponent) <= MAX_EXPONENT, f"tensor {t.name} has exponent {t.exponent}")
@@ -145,16 +146,13 @@ def check_tensor(program: Program, t: Tensor) -> None:
 def check_constant(program: Program, c: Constant) -> None:
     array = program.arrays[c.name]
     require(1 <= c.bits <= 63, f"constant {c.name} has {c.bits} bits")
-    require(array.dtype == c.dtype, f"constant {c.name} has dtype {array.dtype}, must be {c.dtype}")
-    require(
-        array.ndim >= 1 and array.shape == tuple(c.shape) and len(c.axes) == array.ndim and array.size > 0,
-        f"constant {c.name} has shape {list(array.shape)}, declared is {list(c.shape)}",
-    )
+    if array.dtype != c.dtype:  # no message is made for nothing: there are many constants
+        raise ProgramError(f"constant {c.name} has dtype {array.dtype}, must be {c.dtype}")
+    if array.ndim < 1 or array.shape != tuple(c.shape) or len(c.axes) != array.ndim or array.size == 0:
+        raise ProgramError(f"constant {c.name} has shape {list(array.shape)}, declared is {list(c.shape)}")
     low, high = limits(c.bits, c.signed)
-    require(
-        low <= int(array.min()) and int(array.max()) <= high,
-        f"constant {c.name} holds a value outside {c.bits} bits ({low} .. {high})",
-    )
+    if int(array.min()) < low or int(array.max()) > high:
+        raise ProgramError(f"constant {c.name} holds a value outside {c.bits} bits ({low} .. {high})")
     check_terms(program, c.name, c.axes, c.shape, c.terms)
 
 
@@ -164,14 +162,19 @@ def check_given(v: View, role: str, spec: ConstSpec) -> None:
     v.require(name in v.program.constants, f"constant {role!r} is missing")
     declared = v.constant(role)
     wanted = Constant(declared.name, spec.axes, spec.shape, declared.bits, spec.signed, spec.exponent, spec.terms)
-    v.require(declared == wanted, f"constant {role} is declared as {declared}, must be {wanted}")
-    v.require(declared.bits <= spec.bits, f"constant {role} has {declared.bits} bits, at most {spec.bits} are allowed")
+    if declared != wanted:  # no message is made for nothing: there are many constants
+        v.fail(f"constant {role} is declared as {declared}, must be {wanted}")
+    if declared.bits > spec.bits:
+        v.fail(f"constant {role} has {declared.bits} bits, at most {spec.bits} are allowed")
+    if spec.low is None and spec.high is None:
+        return
     array = v.array(role)
-    low = spec.low if spec.low is not None else int(array.min())
-    high = spec.high if spec.high is not None else int(array.max())
-    bad = (array < low) | (array > high)
-    if bad.any():
-        v.fail(f"constant {role} holds {int(array[bad][0])}, allowed are {low} .. {high}")
+    least, most = int(array.min()), int(array.max())
+    low = spec.low if spec.low is not None else least
+    high = spec.high if spec.high is not None else most
+    if least < low or most > high:
+        bad = array[(array < low) | (array > high)]
+        v.fail(f"constant {role} holds {int(bad[0])}, allowed are {low} .. {high}")
 
 
 def check_port(v: View, port: str, spec: PortSpec) -> None:

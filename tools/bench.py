@@ -720,7 +720,10 @@ def command(arguments: list[str], environment: Mapping[str, str] | None = None) 
     with tempfile.TemporaryDirectory(prefix="intsim-bench-") as folder:
         report = Path(folder) / "report.json"
         line = [sys.executable, "-c", LAUNCHER, str(report), sys.executable, "-m", "golden.cli", *arguments]
-        run = subprocess.run(line, cwd=ROOT, env={**os.environ, **(environment or {})}, capture_output=True, text=True)
+        # as for most users, Python keeps what it compiles, or each start would compile the package's own files
+        variables = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
+        variables.update(environment or {})
+        run = subprocess.run(line, cwd=ROOT, env=variables, capture_output=True, text=True)
         if not report.exists():
             raise UserError(f"intsim {shlex.join(arguments)} could not be started: {run.stderr}")
         seconds, peak, status = json.loads(report.read_text())

@@ -25,6 +25,7 @@ from typing import Any
 import llvmlite
 import numba
 from numba.core.caching import FunctionCache, NullCache
+from numba.core.runtime import rtsys
 from numba.core.serialize import dumps
 
 from intsim.errors import UserError
@@ -68,7 +69,7 @@ class KernelCache(FunctionCache):
             except subprocess.TimeoutExpired:
                 maker.kill()
                 maker.wait()
-        target_context.refresh()
+        rtsys.initialize(target_context)
         key = self._index_key(sig, target_context.codegen())
         try:
             data = self._place(key).read_bytes()

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import numpy as np
-
 from intsim.arithmetic import Int64
 from intsim.operators.base import ConstSpec, Kind, PortSpec, View
 
@@ -32,10 +30,10 @@ class Rom(Kind):
         index = v.array("rom_index")
         e_in, e_out = v.exponents("x"), v.out_exponents("out")
         if index.shape == e_in.shape:
-            for r in np.unique(index):
-                members = index == r
+            for r in sorted(set(index.tolist())):
+                exponents = e_in[index == r], e_out[index == r]
                 v.require(
-                    len(np.unique(e_in[members])) == 1 and len(np.unique(e_out[members])) == 1,
+                    all(e.min() == e.max() for e in exponents),
                     f"channels of rom {r} differ in input or output exponent",
                 )
         return {
