@@ -12,7 +12,7 @@ LEAST_M = 8  # of scan_avx2, for states of 8 bits
 SOME = 32  # tokens at a time of scan_avx512 and scan_avx2
 TABLE = (256 + 5) * 16  # from channel to channel in the table of A-bar: not all rows of a code in one set of the cache
 TABLE_WORDS = (256 + 5) * 16  # the same of scan_avx2, in words
-SHIFTS = 7 * 16  # int32 that these two know of each shift of a token; see their `write_shifts`
+SHIFTS = 8 * 16  # int32 that these two know of each shift of a token; see their `write_shifts`
 TRACED, LANES, AVX2, AVX512 = range(4)  # which kernel
 INNER = ("dx", "abar", "b", "acc", "h", "y_acc")
 

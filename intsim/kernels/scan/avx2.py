@@ -49,6 +49,7 @@ from intsim.kernels.scan.avx2_states import (
     row_from_entries,
     shifted_left,
     shifted_right,
+    small_shifted_left,
     state_sums,
     store_words,
     words_updated,
@@ -145,8 +146,9 @@ def write_rows(a, factor, f, codes, count, table, room):
     bits are the entry's number.  Some codes at a time: first all their numbers, then all their entries, then the rows,
     so that no load waits for what it needs to have been written.
     """
+    index_factor, down = v.shl(factor, v.splat(np.int32(max(7 - f, 0)))), max(f - 7, 0)
     over, f = max(f - 19, 0), min(f, 19)
-    k, up = max(f - 7, 0), max(7 - f, 0)
+    k = max(f - 7, 0)
     base = 17 - a[M] - a[MODE] + k  # half_up: (value >> (s - 1)) + 1 >> 1
     rom, indices = int64_at(a[PACKED_TWICE], 256), int64_at(room, PART * 2)
     entries = room + PART * 16
@@ -154,7 +156,7 @@ def write_rows(a, factor, f, codes, count, table, room):
     for first in range(0, count, PART):
         rows = min(PART, count - first)
         for i in range(0, rows, 2):
-            find_entries(factor, codes, first + i, over, k, up, room + 16 * i)
+            find_entries(index_factor, codes, first + i, down, room + 16 * i)
         for i in range(0, rows, 2):
             look_up(rom, indices[2 * i], pairs, 8 * i)
             look_up(rom, indices[2 * i + 1], pairs, 8 * i + 8)
@@ -182,12 +184,13 @@ def look_up(rom, places, pairs, at):
 def write_shifts(a, start, shifts):
     """For each shift of a token, from the least on, what 16 channels' b needs, at the address `shifts`.
 
-    int32 [5, 16]: a constant, right shift, limit, -limit, left shift; int64 [16]: the offset of B << s.  What of a left
-    shift B does not take is left for dx, for states of 8 bits, or for dx * B, for others, with its limits before it.
+    int32 [5, 16]: a constant, right shift, limit, -limit, left shift; int64 [16]: the offset of B << s; int32 [16]: 2^r
+    for the right shift r, twice.  What of a left shift B does not take is left for dx, for states of 8 bits, or for
+    dx * B, for others, with its limits before it.  For states of 8 bits the right shift has m - 8 in it.
     """
     b_shift, mode = v.load_int32(int32_at(a[B_SHIFT], start + 16), start), a[MODE]
     zero, most_up = v.splat(np.int32(0)), v.splat(np.int32(MOST_UP))
-    top = v.splat(np.int32(15 if a[H_SIZE] == 1 else 30))
+    top, more = (v.splat(np.int32(15)), a[M] - 8) if a[H_SIZE] == 1 else (v.splat(np.int32(30)), 0)
     for left in range(a[LEAST_LEFT], a[MOST_LEFT] + 1):
         at = shifts_at(a, shifts, left)
         row, offsets = int32_at(at, SHIFTS), int64_at(at + 5 * 64, 16)
@@ -200,10 +203,12 @@ def write_shifts(a, start, shifts):
         for j in range(16):
             offsets[j] = WORDS * np.int64(row[j])
         v.store_int32(row, 0, half_lanes(right, mode))
-        v.store_int32(row, 16, right)
+        v.store_int32(row, 16, v.add(right, v.splat(np.int32(more))))
         v.store_int32(row, 32, limit)
         v.store_int32(row, 48, v.sub(zero, limit))
         v.store_int32(row, 64, up)
+        unit = v.shl(v.splat(np.int32(1)), v.bit_and(right, v.splat(np.int32(15))))
+        v.store_int32(row, 112, v.bit_or(unit, v.shl(unit, v.splat(np.int32(16)))))
 
 
 @kernel
@@ -274,7 +279,7 @@ def update(a, h, first, count, codes, width, table, factors, words, shifts, uppe
                 by = min(step, 8)  # by 8 or more nothing is left but what floor makes of a sign
                 h = shifted_right(h, (1 << by) - 1 - ((1 << by) >> 1) * mode, by)
             elif step < 0:
-                h = shifted_left(h, min(-step, 8), -high, -low)
+                h = small_shifted_left(h, min(-step, 7), -high, -low)  # by 7 all but 0 is at its limit
             if most + left > 0:
                 h = bytes_updated_right(h, code, table, factor, b, offsets, at, m - 8, half8)
             else:

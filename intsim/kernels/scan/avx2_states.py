@@ -212,6 +212,21 @@ def halved(typing: Any, states: Any) -> Any:
 
 
 @intrinsic
+def small_shifted_left(typing: Any, states: Any, count: Any, low: Any, high: Any) -> Any:
+    """state << count, saturated to low .. high, all int64; no bit may leave the 16."""
+
+    def generate(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        if not _has():
+            return args[0]
+        states, count, low, high = args
+        count, low, high = _count(builder, count), *(_splat(builder, I16X16, limit) for limit in (low, high))
+        found = (_shift(builder, "psll.w", words, count) for words in _registers(builder, states))
+        return _states(context, builder, [_most(builder, _least(builder, words, high), low) for words in found])
+
+    return Words(states, *[types.int64] * 3), generate
+
+
+@intrinsic
 def shifted_left(typing: Any, states: Any, count: Any, low: Any, high: Any) -> Any:
     """state << count, saturated to low .. high, all int64: doubled so many times."""
 
@@ -255,7 +270,7 @@ def _updates(context: Any, builder: Any, args: list[Any], update: Any) -> Any:
 def _bytes_update(right: bool) -> Any:
     """The next states of 8 bits: -(sat16(acc >> m8) + half, saturated, >> 8), acc = A-bar * h + dx * B.
 
-    right: acc = A-bar * h * 2^r + dx * B + constant, shifted by more by r, of each channel.
+    right: acc = A-bar * h * 2^r + dx * B + constant, shifted by m8 + r, of each channel.
     """
 
     def generate(context: Any, builder: Any, sig: Any, args: Any) -> Any:
@@ -263,7 +278,7 @@ def _bytes_update(right: bool) -> Any:
             return args[0]
         *given, shifts, m8, half = args
         m8, half = _count(builder, m8), _splat(builder, I16X16, half)
-        eight = _count(builder, ir.Constant(I64, 8))
+        above, down = (ir.Constant(I16X16, [-256] * 16) for _ in range(2))  # x >> 8 without its sign changed: * -256
 
         def number(i: int, j: int) -> Any:
             return builder.load(place(builder, shifts, 64 * i + 4 * j, I32), align=4)
@@ -271,9 +286,8 @@ def _bytes_update(right: bool) -> Any:
         def update(j: int, g: Any, row: Any, dx: Any, b: Any) -> Any:
             count = m8
             if right:
-                count = builder.zext(number(1, j), I64)
-                g = _shift(builder, "psll.w", g, _count(builder, count))
-                count = builder.add(m8, _count(builder, count))
+                count = _count(builder, builder.zext(number(1, j), I64))
+                g = builder.mul(g, builder.bitcast(splat_value(builder, number(7, j), I32X8), I16X16))
             both = zip(_pairs(builder, row, dx), _pairs(builder, g, b), strict=True)
             acc = [_products(builder, *pairs) for pairs in both]
             if right:
@@ -281,8 +295,8 @@ def _bytes_update(right: bool) -> Any:
                 acc = [builder.add(value, constant) for value in acc]
             acc = [_shift(builder, "psra.d", value, count) for value in acc]
             words = call(builder, "llvm.x86.avx2.packssdw", I16X16, *acc)
-            words = call(builder, "llvm.sadd.sat.v16i16", I16X16, words, half)
-            return builder.sub(ir.Constant(I16X16, None), _shift(builder, "psra.w", words, eight))
+            words = builder.and_(call(builder, "llvm.sadd.sat.v16i16", I16X16, words, half), above)
+            return call(builder, "llvm.x86.avx2.pmulh.w", I16X16, words, down)
 
         return _updates(context, builder, given, update)
 
@@ -296,7 +310,8 @@ def _bytes_update(right: bool) -> Any:
     return updated
 
 
-# shifts: address of int32 [2, 16], constant and r of each channel; m8: m - 8; half: 128 (half_up) or 0
+# shifts: address of int32 [8, 16], [0], [1] and [7] of each channel: constant, m8 + r, and 2^r twice; m8: m - 8; half:
+# 128 (half_up) or 0
 bytes_updated, bytes_updated_right = _bytes_update(False), _bytes_update(True)
 
 
@@ -357,34 +372,30 @@ words_updated, words_updated_clamped = _words_update(False), _words_update(True)
 
 
 @intrinsic
-def find_entries(
-    typing: Any, factor: Any, codes: Any, i: Any, over: Any, down: Any, up: Any, indices: Any
-) -> Any:  # fmt: skip
+def find_entries(typing: Any, factor: Any, codes: Any, i: Any, down: Any, indices: Any) -> Any:
     """Writes, for the codes i and i + 1, which entry of the ROM each of 16 states needs: the place 0 .. 127.
 
-    ((factor * code) >> over >> down << up) & 127.  factor: 16 lanes of 8 bits; codes: int32 array, each in both halves;
-    indices: address of bytes [4, 8]: states 0 .. 7 for both codes, then 8 .. 15.
+    ((factor * code) >> down) & 127, the product modulo 2^16.  factor: 16 lanes; codes: int32 array, each in both
+    halves; indices: address of bytes [4, 8]: states 0 .. 7 for both codes, then 8 .. 15.
     """
 
     def generate(context: Any, builder: Any, sig: Any, args: Any) -> Any:
         if not _has():
             return context.get_dummy_value()
-        factor, codes, i, over, down, up, indices = args
-        over, down, up = (_count(builder, count) for count in (over, down, up))
-        factor = builder.trunc(factor, I16X16)
+        factor, codes, i, down, indices = args
+        down, factor = _count(builder, down), builder.trunc(factor, I16X16)
         data = context.make_array(sig.args[1])(context, builder, codes).data
         found = []
         for following in range(2):
             at = builder.add(i, ir.Constant(I64, following))
             code = builder.bitcast(splat_value(builder, builder.load(builder.gep(data, [at]), align=4), I32X8), I16X16)
-            p = _shift(builder, "psrl.w", builder.mul(factor, code), over)
-            p = _shift(builder, "psll.w", _shift(builder, "psrl.w", p, down), up)
+            p = _shift(builder, "psrl.w", builder.mul(factor, code), down)
             found.append(builder.and_(p, ir.Constant(I16X16, [127] * 16)))
         packed = call(builder, "llvm.x86.avx2.packuswb", I8X32, *found)
         builder.store(packed, place(builder, indices, 0, I8X32), align=1)
         return context.get_dummy_value()
 
-    return types.void(factor, codes, *[types.int64] * 5), generate
+    return types.void(factor, codes, *[types.int64] * 3), generate
 
 
 @intrinsic
@@ -406,7 +417,10 @@ def row_from_entries(
         factor, code, over, fraction, k, base, half_up, entries, row = args
         factor = builder.trunc(factor, I16X16)
         code = builder.bitcast(splat_value(builder, code, I32X8), I16X16)
-        p = _shift(builder, "psrl.w", builder.mul(factor, code), _count(builder, over))
+        whole = cgutils.alloca_once_value(builder, builder.mul(factor, code))
+        with builder.if_then(builder.icmp_signed("!=", over, ir.Constant(I64, 0)), likely=False):
+            builder.store(_shift(builder, "psrl.w", builder.load(whole), _count(builder, over)), whole)
+        p = builder.load(whole)
         unit = builder.shl(ir.Constant(I64, 1), k)
         low = _splat(builder, I16X16, builder.sub(unit, ir.Constant(I64, 1)))
         rests = _pairs(builder, builder.and_(p, low), _splat(builder, I16X16, unit))
