@@ -9,11 +9,11 @@ summed in registers:
 
 * 8 bits (VPDPBUSD): the instruction multiplies unsigned by signed, so the inputs are x + 128, and 128 times the sum of
   an output's weights is subtracted beforehand.
-* 16 bits (VPMADDWD, and portable): as they are.
+* 16 bits (VPMADDWD, and portable): as they are; an input's shift is in its weights, w * 2^s, if all of them fit.
 
-Channels are sorted by their group's shift, the largest first, each group padded to whole pieces.  Between two groups
-the sums so far are shifted by the difference (Horner's rule), after the last by its shift.  Sums wrap at 32 bits and
-may be formed in any order, because the final value fits 32 bits (SPEC 7).
+Else channels are sorted by their group's shift, the largest first, each group padded to whole pieces.  Between two
+groups the sums so far are shifted by the difference (Horner's rule), after the last by its shift.  Sums wrap at 32
+bits and may be formed in any order, because the final value fits 32 bits (SPEC 7).
 """
 
 from __future__ import annotations
@@ -31,10 +31,13 @@ from intsim.kernels.common import kernel
 from intsim.kernels.memory import address_of, aligned, int8_at, int16_at, int32_at
 from intsim.kernels.vector import (
     I1,
+    I8,
     I8X64,
     I16,
+    I16X16,
     I16X32,
     I32,
+    I32X8,
     I32X16,
     I64,
     call,
@@ -70,6 +73,10 @@ class Weights:
         self.path = cpu.PATHS.index(path)
         self.eight_bits = path in EIGHT_BITS
         pieces = 4 if self.eight_bits else 2
+        if not self.eight_bits:
+            shifted = weight.astype(np.int64) << column_shift
+            if -(1 << 15) <= shifted.min() and shifted.max() < 1 << 15:  # then groups are no steps of their own
+                weight, column_shift = shifted, np.zeros_like(column_shift)
         order: list[int] = []  # position in a packed row -> input, -1 for padding
         ends: list[tuple[int, int]] = []  # of each group: pieces so far, shift of the sums after it
         levels = sorted({int(s) for s in column_shift}, reverse=True)
@@ -98,7 +105,7 @@ class Weights:
             # more groups than one: no token is shifted, so the correction may join the bias
             target = self.start if len(levels) == 1 else self.bias
             target[real_rows] = (target[real_rows] - 128 * correction[columns[real_rows]]).astype(np.int32)
-        self.whole_start = self._whole_start(whole, levels, half) if path == "avx512vnni" and half is not None else None
+        self.whole_start = self._whole_start(whole, levels, half) if path != "plain" and half is not None else None
         packed = whole.reshape(self.columns // 16, 16, self.depth, pieces).transpose(0, 2, 1, 3)
         self.packed = aligned(packed)
         self.vectorised = int(
@@ -118,12 +125,12 @@ class Weights:
         """First values of the sums [padded] with bias and rounding constant in them, so that neither is added later.
 
         What the shifts between the groups would push out of it becomes a weight of the last place of `whole` [padded,
-        padded inputs], if that is padding, for which `pack_rows` has a 1.  None if there is no such way.
+        padded inputs], if that is padding, for which `pack_rows` of bytes has a 1.  None if there is no such way.
         """
         final = self.start.astype(np.int64) + self.bias + half
         if levels == [0]:
             return final.astype(np.int32)
-        if levels[-1] or levels[0] > 7 or self.order[-1] >= 0:
+        if not self.eight_bits or levels[-1] or levels[0] > 7 or self.order[-1] >= 0:
             return None
         rest = final & ((1 << levels[0]) - 1)
         whole[:, -1] = rest
@@ -396,6 +403,63 @@ def finished_tile(
         return context.get_dummy_value()
 
     return types.void(*[types.int64] * 16), generate
+
+
+def _finished_16(path: str) -> Any:
+    @intrinsic
+    def finished(
+        typing: Any, x: Any, w: Any, depth: Any, ends: Any, groups: Any, start: Any, lefts: Any, bias: Any, shift: Any,
+        low: Any, high: Any, size: Any, rows: Any, out: Any, out_stride: Any,
+    ) -> Any:  # fmt: skip
+        """As `finished_tile`, for 16 outputs in registers of 256 bits."""
+
+        def generate(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+            if path not in cpu.available():
+                return context.get_dummy_value()
+            x, w, depth, ends, groups, start, lefts, bias, shift, low, high, size, rows, out, out_stride = args
+            given = [x, w, ir.Constant(I64, 0), depth, ends, groups, start]
+            sums = _sums(builder, path, 1, given, pairs=True)
+            with builder.if_then(builder.icmp_signed("!=", lefts, ir.Constant(I64, 0))):
+                for (r, _, half), total in sums.items():
+                    left = builder.load(place(builder, lefts, 8 * r, I64), align=8)
+                    value = shift_left(builder, builder.load(total), left)
+                    more = builder.load(place(builder, bias, 32 * half, I32X8), align=4)
+                    builder.store(builder.add(value, more), total)
+            limits = [splat_value(builder, builder.trunc(limit, I16), I16X16) for limit in (high, low)]
+            parts = [ir.Constant(ir.VectorType(I32, 8), list(range(at, at + 8))) for at in (0, 8)]
+            for r in range(ROWS):
+                with builder.if_then(builder.icmp_signed("<", ir.Constant(I64, r), rows)):
+                    shifted = []
+                    for half in range(2):
+                        count = builder.load(place(builder, shift, 32 * half, I32X8), align=4)
+                        total = builder.load(sums[r, 0, half])
+                        shifted.append(call(builder, "llvm.x86.avx2.psrav.d.256", I32X8, total, count))
+                    words = call(builder, "llvm.x86.avx2.packssdw", I16X16, *shifted)  # 0-3, 8-11, 4-7, 12-15
+                    for comparison, limit in zip(("<", ">"), limits, strict=True):
+                        words = builder.select(builder.icmp_signed(comparison, words, limit), words, limit)
+                    target = builder.add(out, builder.mul(out_stride, ir.Constant(I64, r)))
+                    with builder.if_else(builder.icmp_signed("==", size, ir.Constant(I64, 1))) as (bytes_, whole):
+                        with bytes_:
+                            both = [builder.shuffle_vector(words, words, part) for part in parts]
+                            kind = ir.VectorType(I8, 16)
+                            packed = call(builder, "llvm.x86.sse2.packsswb.128", kind, *both)
+                            packed = builder.bitcast(packed, ir.VectorType(I32, 4))
+                            order = ir.Constant(ir.VectorType(I32, 4), [0, 2, 1, 3])
+                            packed = builder.shuffle_vector(packed, packed, order)
+                            builder.store(packed, place(builder, target, 0, packed.type), align=1)
+                        with whole:
+                            order = ir.Constant(ir.VectorType(I32, 4), [0, 2, 1, 3])
+                            quarters = builder.bitcast(words, ir.VectorType(I64, 4))
+                            quarters = builder.shuffle_vector(quarters, quarters, order)
+                            builder.store(quarters, place(builder, target, 0, quarters.type), align=1)
+            return context.get_dummy_value()
+
+        return types.void(*[types.int64] * 15), generate
+
+    return finished
+
+
+finished_16, finished_pairs_16 = _finished_16("avxvnni"), _finished_16("avx2")
 
 
 @intrinsic

@@ -26,6 +26,8 @@ from intsim.kernels.dot import (
     WHOLE_START,
     WIDEST,
     Weights,
+    finished_16,
+    finished_pairs_16,
     finished_tile,
     pack_rows,
     products,
@@ -183,9 +185,9 @@ def linear_block(a, x, first, rows, scratch):
             segment += SEGMENT
         column = (vector - a[segment + FIRST]) * 16
         size, width = a[segment + SIZE], a[segment + COLUMNS]
-        if a[PATH] == 1 and whole_block(a, segment, column):
-            weights = a[DEPTH] * 64
-            target = a[segment + OUT] + (first * width + column) * size
+        weights = a[DEPTH] * 64
+        target = a[segment + OUT] + (first * width + column) * size
+        if a[PATH] == 1 and whole_block(a, segment, column, 16 * WIDEST):
             for r in range(0, rows, ROWS):
                 finished_tile(
                     packed + r * stride, a[PACKED] + vector * weights, weights, a[DEPTH], a[ENDS], a[GROUPS],
@@ -194,6 +196,21 @@ def linear_block(a, x, first, rows, scratch):
                     target + r * width * size, width * size,
                 )  # fmt: skip
             vector += WIDEST
+        elif 2 <= a[PATH] <= 3 and whole_block(a, segment, column, 16):
+            at, bias, shift = a[PACKED] + vector * weights, a[ROUNDED_BIAS] + vector * 64, a[SHIFT] + vector * 64
+            for r in range(0, rows, ROWS):
+                x_row, left, many = packed + r * stride, lefts + 8 * r if apart else 0, min(ROWS, rows - r)
+                if a[PATH] == 2:
+                    finished_16(
+                        x_row, at, a[DEPTH], a[ENDS], a[GROUPS], start + vector * 64, left, bias, shift,
+                        a[segment + LOW], a[segment + HIGH], size, many, target + r * width * size, width * size,
+                    )  # fmt: skip
+                else:
+                    finished_pairs_16(
+                        x_row, at, a[DEPTH], a[ENDS], a[GROUPS], start + vector * 64, left, bias, shift,
+                        a[segment + LOW], a[segment + HIGH], size, many, target + r * width * size, width * size,
+                    )  # fmt: skip
+            vector += 1
         else:
             done = 0
             for r in range(0, rows, ROWS):
@@ -232,7 +249,7 @@ def linear_tiles(a, x, first, rows, scratch):
                     sum_16(x + r * stride, stride, weights, depth, sums + 2 * BYTES * pair, pitch)
                 weights += 2 * depth * BLOCK_TILE
             column = (vector - a[segment + FIRST]) * 16
-            if whole_block(a, segment, column):
+            if whole_block(a, segment, column, 16 * WIDEST):
                 size, width = a[segment + SIZE], a[segment + COLUMNS]
                 target = a[segment + OUT] + ((first + r) * width + column) * size
                 bias, shift = a[ROUNDED_BIAS] + vector * 64, a[SHIFT] + vector * 64
@@ -247,11 +264,11 @@ def linear_tiles(a, x, first, rows, scratch):
 
 
 @kernel
-def whole_block(a, segment, column):
-    """Whether 64 outputs from this column of a segment on are requantized without leaving the registers."""
+def whole_block(a, segment, column, outputs):
+    """Whether so many outputs from this column of a segment on are requantized without leaving the registers."""
     return (
         a[MODE] <= 1 and a[segment + NARROW] != 0 and a[segment + SIZE] <= 2 and a[ACC] == 0
-        and column + 16 * WIDEST <= a[segment + COLUMNS]
+        and column + outputs <= a[segment + COLUMNS]
     )  # fmt: skip
 
 
