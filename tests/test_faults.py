@@ -289,18 +289,19 @@ AHEAD = """
 import sys
 from numba import types
 from intsim.kernels import ahead
+from intsim.kernels.conv1d import conv1d
 from intsim.kernels.run import run
 from intsim.kernels.scan import scan
 
 cache, ours = scan._cache, sys.executable
-arguments = (types.int64,) * 3 + (types.none,) * 2
+arguments = (types.int64,) * 3 + (types.none,) * 4
 
 
 def attempt(executable, dispatcher=run):
     sys.executable = executable
     ahead.begin(dispatcher, arguments)
     maker = cache.maker
-    return maker, cache.load_overload(ahead.signature(False), scan.targetctx) is not None
+    return maker, cache.load_overload(ahead.signature([False] * 3), scan.targetctx) is not None
 
 
 assert attempt("no such program") == (None, False)
@@ -309,7 +310,9 @@ if len(sys.argv) > 1:
     maker, found = attempt(sys.argv[1])
     assert maker.returncode == 1 and not found
 maker, found = attempt(ours)
-assert maker.returncode == 0 and found and cache.maker is None
+assert found and cache.maker is None
+assert conv1d._cache.maker is maker and conv1d._cache.load_overload(ahead.signature([]), conv1d.targetctx) is not None
+assert maker.wait(60) == 0
 assert attempt(ours) == (None, True)
 assert not scan.overloads
 """

@@ -16,6 +16,7 @@ import hashlib
 import logging
 import pickle
 import subprocess
+import time
 from collections.abc import Callable
 from contextlib import suppress
 from functools import lru_cache
@@ -36,6 +37,7 @@ log = logging.getLogger(__name__)
 ENDING = "kernel"
 HASH_BYTES = hashlib.sha256().digest_size
 PATIENCE = 300  # seconds that another process has for a kernel
+LOOK = 0.05  # seconds from look to look whether it is there
 
 
 def cache_for(function: Callable[..., Any]) -> Any:
@@ -58,19 +60,27 @@ def source_digest() -> str:
 class KernelCache(FunctionCache):
     """The compiled versions of one function, a file for each signature and CPU: SHA-256, then pickled (key, code)."""
 
-    maker: subprocess.Popen[bytes] | None = None  # compiles this function: who looks for it waits until that has ended
+    maker: subprocess.Popen[bytes] | None = None  # compiles this function: who looks for it waits for what it makes
 
     def load_overload(self, sig: Any, target_context: Any) -> Any:
         """The compiled function, or None: there is none, or it is damaged or of other sources or versions."""
-        if self.maker is not None:
-            maker, self.maker = self.maker, None
-            try:
-                maker.wait(PATIENCE)
-            except subprocess.TimeoutExpired:
-                maker.kill()
-                maker.wait()
+        # what compiled code calls; Numba's own cache refreshes the context, which takes as long as all else of a start
         rtsys.initialize(target_context)
         key = self._index_key(sig, target_context.codegen())
+        if self.maker is None:
+            return self._load(key, target_context)
+        maker, self.maker = self.maker, None
+        latest = time.monotonic() + PATIENCE
+        while True:
+            ended = maker.poll() is not None  # asked first: what it has made is there then
+            found = self._load(key, target_context)
+            if found is not None or ended:
+                return found
+            if time.monotonic() > latest:
+                maker.kill()
+            time.sleep(LOOK)
+
+    def _load(self, key: tuple[Any, ...], target_context: Any) -> Any:
         try:
             data = self._place(key).read_bytes()
             if not self._enabled or hashlib.sha256(data[HASH_BYTES:]).digest() != data[:HASH_BYTES]:

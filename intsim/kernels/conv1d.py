@@ -14,6 +14,7 @@ from intsim.kernels.requantize import BYTE, DOUBLE, Requantize, half_lanes, requ
 from intsim.program import Array, Operator, Program
 
 BYTES = 64  # channels in a block
+HAS_BYTES = cpu.AVX512 <= cpu.features()
 
 
 class Conv1d(Kernel):
@@ -65,9 +66,10 @@ def conv1d(a, start, stop, scratch):
     whole = 0
     if not acc_out:
         whole = a[14]
-        if a[18]:
-            convolve_bytes(a, start, stop, scratch)
-        else:
+        if HAS_BYTES:  # known when it is compiled
+            if a[18]:
+                convolve_bytes(a, start, stop, scratch)
+        if not a[18]:
             convolve_words(a, start, stop, scratch)
     padded = (width + 15) // 16 * 16
     weight = int8_at(weight_at, taps * padded)

@@ -55,6 +55,7 @@ from intsim.program import Array, Operator, Program
 
 BLOCK = 11 * ROWS  # most rows that are packed at a time, whole tiles of vector registers
 SEGMENT = 8  # numbers of a segment among the arguments
+WIDE_BLOCK, NARROW_BLOCK = np.int64(16 * WIDEST), np.int64(16)  # as literals they would be compiled twice
 HAS_TILES = cpu.has_tiles()
 FEW_INPUTS = 32  # for which tiles are not worth it: most of a tile would be padding
 
@@ -187,7 +188,7 @@ def linear_block(a, x, first, rows, scratch):
         size, width = a[segment + SIZE], a[segment + COLUMNS]
         weights = a[DEPTH] * 64
         target = a[segment + OUT] + (first * width + column) * size
-        if a[PATH] == 1 and whole_block(a, segment, column, 16 * WIDEST):
+        if a[PATH] == 1 and whole_block(a, segment, column, WIDE_BLOCK):
             for r in range(0, rows, ROWS):
                 finished_tile(
                     packed + r * stride, a[PACKED] + vector * weights, weights, a[DEPTH], a[ENDS], a[GROUPS],
@@ -196,7 +197,7 @@ def linear_block(a, x, first, rows, scratch):
                     target + r * width * size, width * size,
                 )  # fmt: skip
             vector += WIDEST
-        elif 2 <= a[PATH] <= 3 and whole_block(a, segment, column, 16):
+        elif 2 <= a[PATH] <= 3 and whole_block(a, segment, column, NARROW_BLOCK):
             at, bias, shift = a[PACKED] + vector * weights, a[ROUNDED_BIAS] + vector * 64, a[SHIFT] + vector * 64
             for r in range(0, rows, ROWS):
                 x_row, left, many = packed + r * stride, lefts + 8 * r if apart else 0, min(ROWS, rows - r)
@@ -249,7 +250,7 @@ def linear_tiles(a, x, first, rows, scratch):
                     sum_16(x + r * stride, stride, weights, depth, sums + 2 * BYTES * pair, pitch)
                 weights += 2 * depth * BLOCK_TILE
             column = (vector - a[segment + FIRST]) * 16
-            if whole_block(a, segment, column, 16 * WIDEST):
+            if whole_block(a, segment, column, WIDE_BLOCK):
                 size, width = a[segment + SIZE], a[segment + COLUMNS]
                 target = a[segment + OUT] + ((first + r) * width + column) * size
                 bias, shift = a[ROUNDED_BIAS] + vector * 64, a[SHIFT] + vector * 64

@@ -185,7 +185,7 @@ def wake(memory, helpers):
         for helper in range(1, helpers + 1):
             place = SEATS + SEAT * helper
             if exchange(memory, place + ASLEEP, 0):
-                if memory[place + NUMBER] and find_free(memory, place + FREE, 1):
+                if memory[place + NUMBER] and find_free(memory, place + FREE, np.int64(1)):
                     stay_on(memory[place + NUMBER], memory, place + FREE, CPUS)
                 release(memory[place + LOCK])
 

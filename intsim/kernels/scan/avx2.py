@@ -60,6 +60,7 @@ from intsim.kernels.scan.blocks import range_of_shifts, shifts_at, shifts_from, 
 PART = 32  # codes at a time whose rows of -A-bar are made
 ROOM = PART * 16 * (1 + 4)  # bytes to work with
 MOST_UP = 8  # left shift that a word of B can hold
+LOWER, UPPER = np.int64(0), np.int64(HALF)  # as literals they would be compiled twice
 WORDS = 32  # bytes of 16 states as words
 ROW = (MOST_UP + 2) * WORDS  # bytes for a token: B << 0 .. B << MOST_UP, and C
 SCRATCH = BLOCK * (TABLE_WORDS * 2 + 256) + SOME * (2 * 16 * 4 + 4 * 16 + ROW) + (256 + 8) * 4 + ROOM
@@ -106,11 +107,11 @@ def scan_avx2(a, start, stop, scratch):
                 c = widened(c, states, states, count, copies + 3 * SOME * 16)
             write_factors(a, start, block, row, first, count, delta, u, width, shifts, least, factors)
             write_words(a, first, count, b, c, least, most, words)
-            h = update(a, h, first, count, delta, width, scratch, factors, words, shifts, 0, most, sums)
+            h = update(a, h, first, count, delta, width, scratch, factors, words, shifts, LOWER, most, sums)
             if block > HALF:
                 delta += HALF
                 h_upper = update(
-                    a, h_upper, first, count, delta, width, scratch + upper, factors, words, shifts, HALF, most, sums
+                    a, h_upper, first, count, delta, width, scratch + upper, factors, words, shifts, UPPER, most, sums
                 )
             write_y(a, start, block, row, first, count, u, width, int32_at(sums, SOME * 16))
 
