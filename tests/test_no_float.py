@@ -35,7 +35,9 @@ ALLOWED = {  # (file, code): why it computes nothing
     ("program_file.py", "float"): "the type of a number in the free text of the provenance",
     ("embedded/__init__.py", "images_path() / name"): "joins a path",
     ("operators/scan.py", "intsim.operators.exp2: exp2"): "the integer one",
-    ("kernels/scan.py", "intsim.kernels.exp2: exp2"): "the integer one",
+    ("kernels/scan/lanes.py", "intsim.kernels.exp2: exp2"): "the integer one",
+    ("kernels/scan/traced.py", "intsim.kernels.exp2: exp2"): "the integer one",
+    ("kernels/cache.py", "0.05"): "seconds to sleep",
     ("kernels/narrow.py", "intsim.kernels.exp2: exp2"): "the integer one",
     ("widths/recurrence.py", "intsim.operators.exp2: exp2"): "the integer one",
 }

@@ -25,7 +25,7 @@ from intsim.files import write_atomically
 
 PAGES = {  # and their tables
     "README.md": ("ablation", "figures", "bits"),
-    "docs/FIGURES.md": ("gpu", "widths", "bench", "cluster"),
+    "docs/FIGURES.md": ("gpu", "widths", "bench", "bench-avx2", "cluster"),
 }
 MODELS = {"vim_cifar10": "embedded model", "embedded": "embedded model", "tiny": "Vim-Tiny"}  # of the reports
 Report = dict[str, Any]
@@ -113,7 +113,7 @@ def bits(report: Report) -> str:
 
 def tables() -> dict[str, str]:
     """Every table by its name, from the reports."""
-    names = ("ablation", "gpu", "onnx", "widths", "bench", "cluster")
+    names = ("ablation", "gpu", "onnx", "widths", "bench", "bench-avx2", "cluster")
     reports = {name: json.loads((ROOT / "tests" / "reports" / f"{name}.json").read_text()) for name in names}
     return {
         "ablation": ablation(reports["ablation"]),
@@ -122,6 +122,7 @@ def tables() -> dict[str, str]:
         "gpu": gpu(reports["gpu"]),
         "widths": widths_table.table(reports["widths"]),
         "bench": bench_report.markdown(reports["bench"]),
+        "bench-avx2": bench_report.markdown(reports["bench-avx2"]),
         "cluster": cluster(reports["cluster"]),
     }
 
