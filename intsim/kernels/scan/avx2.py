@@ -71,11 +71,13 @@ def scan_avx2(a, start, stop, scratch):
     """`y`, and `dx` and `y_acc` if wanted, for the channels start .. stop - 1, at most BLOCK, of all images.
 
     At most 16 states, half_up or floor; for states of 8 bits m of LEAST_M or more and right shifts of b up to
-    LARGEST_RIGHT_BYTES.  acc = A-bar * h + dx * B << s, for
-    s >= 0, is one sum of two 16-bit products of each state: B << s fits a word up to s = MOST_UP, and what is left of s
-    shifts dx (see `write_factors`).  For s < 0, r = -s, floor((N + floor(z / 2^r)) / 2^m) is
-    floor((N * 2^r + z) / 2^(m + r)), so h * 2^r takes the place of h, and b is not shifted by itself.  Half of the
-    channels at a time have their states in registers.
+    LARGEST_RIGHT_BYTES.  Of these, acc = A-bar * h + dx * B << s is one sum of two 16-bit products of each state:
+
+    * for s >= 0 B << s fits a word up to s = MOST_UP, and what is left of s shifts dx (see `write_factors`);
+    * for s < 0, r = -s, floor((N + floor(z / 2^r)) / 2^m) is floor((N * 2^r + z) / 2^(m + r)), so h * 2^r takes the
+      place of h, and b is not shifted by itself.
+
+    Half of the channels at a time have their states in registers.
 
     Some tokens at a time: first what their updates need of dx, B and C, then the updates and nothing else, then what
     their sums make of y.

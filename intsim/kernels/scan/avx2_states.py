@@ -76,7 +76,7 @@ def _count(builder: Any, value: Any) -> Any:
 
 
 def _shift(builder: Any, name: str, value: Any, count: Any) -> Any:
-    """A shift of all elements by the same count, any: psra.d, psra.w or psll.w."""
+    """A shift of all elements by the same count, any: psra.d, psra.w, psrl.w or psll.w."""
     counts = ir.VectorType(value.type.element, 128 // value.type.element.width)
     return call(builder, f"llvm.x86.avx2.{name}", value.type, value, builder.bitcast(count, counts))
 
@@ -278,7 +278,7 @@ def _bytes_update(right: bool) -> Any:
             return args[0]
         *given, shifts, m8, half = args
         m8, half = _count(builder, m8), _splat(builder, I16X16, half)
-        above, down = (ir.Constant(I16X16, [-256] * 16) for _ in range(2))  # x >> 8 without its sign changed: * -256
+        above = down = ir.Constant(I16X16, [-256] * 16)  # -(x >> 8) is ((x & -256) * -256) >> 16
 
         def number(i: int, j: int) -> Any:
             return builder.load(place(builder, shifts, 64 * i + 4 * j, I32), align=4)
