@@ -26,8 +26,8 @@ CODE = "import sys; sys.path.insert(0, sys.argv[1]); from intsim.kernels import 
 
 def begin(dispatcher: Any, arguments: tuple[Any, ...]) -> None:
     """To be called when Numba begins to compile a function for types of arguments (its event `numba:compile`)."""
-    cache, others = scan._cache, [function._cache for function, _ in kernels([])]
-    if dispatcher is not run or scan.overloads or not all(isinstance(c, KernelCache) for c in (cache, *others)):
+    cache, caches = scan._cache, [function._cache for function, _ in kernels([])]
+    if dispatcher is not run or scan.overloads or not all(isinstance(some, KernelCache) for some in caches):
         return
     methods = [kind != types.none for kind in arguments[-METHODS:]]
     if cache.maker is not None or not os.access(cache.cache_path, os.W_OK):
@@ -40,7 +40,7 @@ def begin(dispatcher: Any, arguments: tuple[Any, ...]) -> None:
         maker = subprocess.Popen(command, stdin=nothing, stdout=nothing, stderr=nothing)
     except OSError:  # there is no such interpreter
         return
-    for some in (cache, *others):
+    for some in caches:
         some.maker = maker
 
 
