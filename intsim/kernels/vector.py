@@ -346,15 +346,18 @@ def _transpose_quarters(builder: Any, a: Any) -> Any:
     return builder.shuffle_vector(a, a, ir.Constant(I32X16, [i % 4 * 4 + i // 4 for i in range(16)]))
 
 
+def clamp_value(builder: Any, x: Any, low: Any, high: Any) -> Any:
+    """Elements clamped to low .. high, vectors of the same type."""
+    x = builder.select(builder.icmp_signed("<", x, high), x, high)
+    return builder.select(builder.icmp_signed(">", x, low), x, low)
+
+
 def clamp_pieces(builder: Any, bits: int, value: Any, low: Any, high: Any) -> Any:
     """Pieces of `bits` bits clamped to the low bits of low .. high."""
     kind = ir.IntType(bits)
     pieces = ir.VectorType(kind, 512 // bits)
-    value = builder.bitcast(value, pieces)
-    for comparison, limit in (("<", high), (">", low)):
-        bound = splat_value(builder, builder.trunc(limit, kind), pieces)
-        value = builder.select(builder.icmp_signed(comparison, value, bound), value, bound)
-    return builder.bitcast(value, I32X16)
+    limits = (splat_value(builder, builder.trunc(limit, kind), pieces) for limit in (low, high))
+    return builder.bitcast(clamp_value(builder, builder.bitcast(value, pieces), *limits), I32X16)
 
 
 @intrinsic

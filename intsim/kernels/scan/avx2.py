@@ -8,7 +8,7 @@ import numpy as np
 from intsim.kernels import vector as v
 from intsim.kernels.common import kernel
 from intsim.kernels.memory import int8_at, int32_at, int64_at, uint8_at
-from intsim.kernels.requantize import WORD, half_lanes, store_lanes
+from intsim.kernels.requantize import half_lanes
 from intsim.kernels.scan.arguments import (
     B_SHIFT,
     BIT_PLACES,
@@ -16,7 +16,6 @@ from intsim.kernels.scan.arguments import (
     CHANNELS,
     CLAMPS,
     DELTA,
-    DX,
     FRACTION,
     H_HIGH,
     H_LOW,
@@ -28,15 +27,11 @@ from intsim.kernels.scan.arguments import (
     PACKED_TWICE,
     SHIFTS,
     SOME,
-    STATES,
-    TABLE_WORDS,
+    TABLE,
     TOKEN_SHIFT,
     TOKENS,
     A,
-    B,
-    C,
     M,
-    U,
 )
 from intsim.kernels.scan.avx2_states import (
     HALF,
@@ -55,7 +50,16 @@ from intsim.kernels.scan.avx2_states import (
     words_updated,
     words_updated_clamped,
 )
-from intsim.kernels.scan.blocks import range_of_shifts, shifts_at, shifts_from, widened, write_y
+from intsim.kernels.scan.blocks import (
+    COPIES,
+    dx_of,
+    inputs_of,
+    range_of_shifts,
+    shifted,
+    shifts_at,
+    shifts_from,
+    write_y,
+)
 
 PART = 32  # codes at a time whose rows of -A-bar are made
 ROOM = PART * 16 * (1 + 4)  # bytes to work with
@@ -63,7 +67,7 @@ MOST_UP = 8  # left shift that a word of B can hold
 LOWER, UPPER = np.int64(0), np.int64(HALF)  # as literals they would be compiled twice
 WORDS = 32  # bytes of 16 states as words
 ROW = (MOST_UP + 2) * WORDS  # bytes for a token: B << 0 .. B << MOST_UP, and C
-SCRATCH = BLOCK * (TABLE_WORDS * 2 + 256) + SOME * (2 * 16 * 4 + 4 * 16 + ROW) + (256 + 8) * 4 + ROOM
+SCRATCH = BLOCK * (TABLE * 2 + 256) + SOME * (2 * 16 * 4 + ROW) + COPIES + (256 + 8) * 4 + ROOM
 
 
 @kernel
@@ -82,31 +86,23 @@ def scan_avx2(a, start, stop, scratch):
     Some tokens at a time: first what their updates need of dx, B and C, then the updates and nothing else, then what
     their sums make of y.
     """
-    images, tokens, channels, states = a[IMAGES], a[TOKENS], a[CHANNELS], a[STATES]
+    images, tokens = a[IMAGES], a[TOKENS]
     block = stop - start
-    seen, at = scratch + BLOCK * TABLE_WORDS * 2, scratch + BLOCK * (TABLE_WORDS * 2 + 256)
-    factors, sums, copies, words = at, at + SOME * 64, at + SOME * 128, at + SOME * 192
+    seen, at = scratch + BLOCK * TABLE * 2, scratch + BLOCK * (TABLE * 2 + 256)
+    factors, sums, copies, words = at, at + SOME * 64, at + SOME * 128, at + SOME * 128 + COPIES
     codes = words + SOME * ROW
     room = codes + (256 + 8) * 4
     shifts = room + ROOM
     fill_table(a, start, block, scratch, seen, codes, room)
     write_shifts(a, start, shifts)
     least, most = range_of_shifts(a, start)
-    upper = HALF * TABLE_WORDS * 2
+    upper = HALF * TABLE * 2
     for i in range(images):
         h, h_upper = no_states(), no_states()
         for first in range(0, tokens, SOME):
             count = min(SOME, tokens - first)
             row = i * tokens + first
-            delta, u, width = a[DELTA] + row * channels + start, a[U] + row * channels + start, channels
-            if block < 16:
-                delta = widened(delta, channels, block, count, copies)
-                u = widened(u, channels, block, count, copies + SOME * 16)
-                width = 16
-            b, c = a[B] + row * states, a[C] + row * states
-            if states < 16:
-                b = widened(b, states, states, count, copies + 2 * SOME * 16)
-                c = widened(c, states, states, count, copies + 3 * SOME * 16)
+            delta, u, width, b, c = inputs_of(a, start, block, row, count, copies)
             write_factors(a, start, block, row, first, count, delta, u, width, shifts, least, factors)
             write_words(a, first, count, b, c, least, most, words)
             h = update(a, h, first, count, delta, width, scratch, factors, words, shifts, LOWER, most, sums)
@@ -120,7 +116,7 @@ def scan_avx2(a, start, stop, scratch):
 
 @kernel
 def fill_table(a, start, block, table, seen, codes_at, room):
-    """Rows of -A-bar, int16 [BLOCK, TABLE_WORDS] at the address `table`, for each channel and every code of delta.
+    """Rows of -A-bar, int16 [BLOCK, TABLE] at the address `table`, for each channel and every code of delta.
 
     seen: address of bytes [BLOCK, 256]; codes_at: of int32 [256 + 8]; room: of ROOM bytes; scratch.
     """
@@ -137,7 +133,7 @@ def fill_table(a, start, block, table, seen, codes_at, room):
         count = list_codes(seen + j * 256, a[BIT_PLACES], codes_at)
         codes[count] = codes[count - 1]  # they go in twos
         factor = v.load_int32(a_rows, (start + j) * 16)
-        write_rows(a, factor, fraction[start + j], codes, count, table + 2 * TABLE_WORDS * j, room)
+        write_rows(a, factor, fraction[start + j], codes, count, table + 2 * TABLE * j, room)
 
 
 @kernel
@@ -230,13 +226,10 @@ def write_factors(a, start, block, row, first, count, delta, u, width, shifts, l
     above, word, highest = v.splat(np.int32(16)), v.splat(np.int32(65535)), v.splat(np.int32((1 << 15) - 1))
     for k in range(count):
         left = token_shift[k]
-        dx = v.mul(v.load_uint8(uint8_at(delta + width * k, 16), 0), v.load_int8(int8_at(u + width * k, 16), 0))
-        if a[DX]:
-            store_lanes(a[DX] + 2 * ((row + k) * a[CHANNELS] + start), WORD, block, dx)
+        dx = dx_of(a, start, block, row + k, delta + width * k, u + width * k)
         if left < enough:
             rows = int32_at(shifts_at(a, shifts, left), SHIFTS)
-            dx = v.maximum(v.minimum(dx, v.load_int32(rows, 32)), v.load_int32(rows, 48))
-            dx = v.minimum(v.shl(dx, v.load_int32(rows, 64)), highest)
+            dx = shifted(dx, rows, highest)
         v.store_int32(target, 16 * k, v.bit_or(v.shl(dx, above), v.bit_and(dx, word)))
 
 

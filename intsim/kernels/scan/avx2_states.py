@@ -20,7 +20,7 @@ from numba.extending import intrinsic as numba_intrinsic
 
 from intsim.kernels import cpu
 from intsim.kernels.dot import place
-from intsim.kernels.scan.arguments import TABLE_WORDS
+from intsim.kernels.scan.arguments import TABLE
 from intsim.kernels.vector import (
     I8,
     I8X32,
@@ -29,6 +29,7 @@ from intsim.kernels.vector import (
     I32X8,
     I64,
     call,
+    clamp_value,
     halves_of,
     int32x16,
     joined,
@@ -79,14 +80,6 @@ def _shift(builder: Any, name: str, value: Any, count: Any) -> Any:
     """A shift of all elements by the same count, any: psra.d, psra.w, psrl.w or psll.w."""
     counts = ir.VectorType(value.type.element, 128 // value.type.element.width)
     return call(builder, f"llvm.x86.avx2.{name}", value.type, value, builder.bitcast(count, counts))
-
-
-def _least(builder: Any, a: Any, b: Any) -> Any:
-    return builder.select(builder.icmp_signed("<", a, b), a, b)
-
-
-def _most(builder: Any, a: Any, b: Any) -> Any:
-    return builder.select(builder.icmp_signed(">", a, b), a, b)
 
 
 def _pairs(builder: Any, a: Any, b: Any) -> list[Any]:
@@ -221,7 +214,7 @@ def small_shifted_left(typing: Any, states: Any, count: Any, low: Any, high: Any
         states, count, low, high = args
         count, low, high = _count(builder, count), *(_splat(builder, I16X16, limit) for limit in (low, high))
         found = (_shift(builder, "psll.w", words, count) for words in _registers(builder, states))
-        return _states(context, builder, [_most(builder, _least(builder, words, high), low) for words in found])
+        return _states(context, builder, [clamp_value(builder, words, low, high) for words in found])
 
     return Words(states, *[types.int64] * 3), generate
 
@@ -239,7 +232,7 @@ def shifted_left(typing: Any, states: Any, count: Any, low: Any, high: Any) -> A
                 value = builder.load(words)
                 builder.store(call(builder, "llvm.sadd.sat.v16i16", I16X16, value, value), words)
         return _states(
-            context, builder, [_most(builder, _least(builder, builder.load(words), high), low) for words in doubled]
+            context, builder, [clamp_value(builder, builder.load(words), low, high) for words in doubled]
         )
 
     return Words(states, *[types.int64] * 3), generate
@@ -251,7 +244,7 @@ def shifted_left(typing: Any, states: Any, count: Any, low: Any, high: Any) -> A
 def _updates(context: Any, builder: Any, args: list[Any], update: Any) -> Any:
     """The states that update(j, states, row of -A-bar, dx, B) makes of each channel j: words, 16 of each.
 
-    args: states; addresses of the delta codes, uint8 [8], of the channels' rows of -A-bar, int16 [8, TABLE_WORDS], of
+    args: states; addresses of the delta codes, uint8 [8], of the channels' rows of -A-bar, int16 [8, TABLE], of
     dx, twice in each of int32 [8], of B as words, and of the offset from there for each channel, int64 [8].
     """
     states, codes, table, factors, b, offsets = args
@@ -259,7 +252,7 @@ def _updates(context: Any, builder: Any, args: list[Any], update: Any) -> Any:
     for j, words in enumerate(_registers(builder, states)):
         code = builder.zext(builder.load(place(builder, codes, j, I8), align=1), I64)
         row = builder.add(table, builder.shl(code, ir.Constant(I64, 5)))
-        row = builder.load(place(builder, row, 2 * TABLE_WORDS * j, I16X16), align=32)
+        row = builder.load(place(builder, row, 2 * TABLE * j, I16X16), align=32)
         offset = builder.load(place(builder, offsets, 8 * j, I64), align=8)
         factor = builder.load(place(builder, builder.add(b, offset), 0, I16X16), align=2)
         dx = builder.bitcast(_element(builder, factors, j), I16X16)
@@ -341,16 +334,16 @@ def _words_update(clamps: bool) -> Any:
             b = [builder.add(value, constant) for value in b]
             if clamps:
                 limit, less, left = (splat_value(builder, number(i), I32X8) for i in (2, 3, 4))
-                b = [_most(builder, _least(builder, value, limit), less) for value in b]
+                b = [clamp_value(builder, value, less, limit) for value in b]
                 b = [builder.shl(value, left) for value in b]
             b = [_shift(builder, "psra.d", value, count) for value in b]
             if clamps:
-                b = [_most(builder, _least(builder, value, most), least) for value in b]
+                b = [clamp_value(builder, value, least, most) for value in b]
             decayed = [_products(builder, *both) for both in zip(_pairs(builder, row, nothing), pairs, strict=True)]
             acc = [builder.sub(builder.add(value, half), less) for value, less in zip(b, decayed, strict=True)]
             acc = [_shift(builder, "psra.d", value, m) for value in acc]
             words = call(builder, "llvm.x86.avx2.packssdw", I16X16, *acc)
-            return _most(builder, _least(builder, words, high), low)
+            return clamp_value(builder, words, low, high)
 
         return _updates(context, builder, given, update)
 

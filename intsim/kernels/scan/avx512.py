@@ -9,14 +9,13 @@ from intsim.kernels import vector as v
 from intsim.kernels.common import kernel
 from intsim.kernels.exp2 import LEAST_FRACTION, MOST_FRACTION, exp2_rows, exp2_rows_by_words
 from intsim.kernels.memory import int8_at, int32_at, int64_at, uint8_at
-from intsim.kernels.requantize import WORD, half_lanes, store_lanes
+from intsim.kernels.requantize import half_lanes
 from intsim.kernels.scan.arguments import (
     B_SHIFT,
     BLOCK,
     BYTE_ROM,
     CHANNELS,
     DELTA,
-    DX,
     FRACTION,
     H_HIGH,
     H_LOW,
@@ -29,15 +28,11 @@ from intsim.kernels.scan.arguments import (
     RIGHTS,
     SHIFTS,
     SOME,
-    STATES,
     TABLE,
     TOKEN_SHIFT,
     TOKENS,
     A,
-    B,
-    C,
     M,
-    U,
 )
 from intsim.kernels.scan.avx512_states import (
     byte_sums,
@@ -55,7 +50,16 @@ from intsim.kernels.scan.avx512_states import (
     words_right,
     words_updated,
 )
-from intsim.kernels.scan.blocks import range_of_shifts, shifts_at, shifts_from, widened, write_y
+from intsim.kernels.scan.blocks import (
+    COPIES,
+    dx_of,
+    inputs_of,
+    range_of_shifts,
+    shifted,
+    shifts_at,
+    shifts_from,
+    write_y,
+)
 
 
 @kernel
@@ -72,11 +76,11 @@ def scan_avx512(a, start, stop, scratch):
     Some tokens at a time: first what their updates need of dx, then the updates and nothing else, then what their sums
     make of y, so that no update waits for the way to or from another token's.
     """
-    images, tokens, channels, states = a[IMAGES], a[TOKENS], a[CHANNELS], a[STATES]
+    images, tokens = a[IMAGES], a[TOKENS]
     block = stop - start
     at = scratch + BLOCK * TABLE * 4
     factors, sums, copies = at, at + SOME * 16 * 4, at + 2 * SOME * 16 * 4
-    at = copies + 4 * SOME * 16
+    at = copies + COPIES
     rows, at = at, at + 8 * SOME * 16
     seen, codes, shifts = int32_at(at, 8 * 16), int32_at(at + 8 * 16 * 4, 256 + 32), at + (8 * 16 + 256 + 32) * 4
     fill_table(a, start, block, int32_at(scratch, BLOCK * TABLE), seen, codes)
@@ -88,15 +92,7 @@ def scan_avx512(a, start, stop, scratch):
         for first in range(0, tokens, SOME):
             count = min(SOME, tokens - first)
             row = i * tokens + first
-            delta, u, width = a[DELTA] + row * channels + start, a[U] + row * channels + start, channels
-            if block < 16:
-                delta = widened(delta, channels, block, count, copies)
-                u = widened(u, channels, block, count, copies + SOME * 16)
-                width = 16
-            b, c = a[B] + row * states, a[C] + row * states
-            if states < 16:
-                b = widened(b, states, states, count, copies + 2 * SOME * 16)
-                c = widened(c, states, states, count, copies + 3 * SOME * 16)
+            delta, u, width, b, c = inputs_of(a, start, block, row, count, copies)
             write_factors(a, start, block, row, first, count, delta, u, width, shifts, least, factors)
             for k in range(count):
                 find_rows(delta + width * k, scratch, np.int64(TABLE * 4), rows + 8 * 16 * k)
@@ -269,14 +265,10 @@ def write_factors(a, start, block, row, first, count, delta, u, width, shifts, l
     eight, word, highest = v.splat(np.int32(8)), v.splat(np.int32(65535)), v.splat(np.int32((1 << 23) - 1))
     for k in range(count):
         left = token_shift[k]
-        dx = v.mul(v.load_uint8(uint8_at(delta + width * k, 16), 0), v.load_int8(int8_at(u + width * k, 16), 0))
-        if a[DX]:
-            store_lanes(a[DX] + 2 * ((row + k) * a[CHANNELS] + start), WORD, block, dx)
-        dx = v.sub(zero, dx)
+        dx = v.sub(zero, dx_of(a, start, block, row + k, delta + width * k, u + width * k))
         if left >= enough:
             v.store_int32(target, 16 * k, v.bit_and(dx, word))
         else:
             rows = int32_at(shifts_at(a, shifts, left), SHIFTS)
-            dx = v.maximum(v.minimum(dx, v.load_int32(rows, 32)), v.load_int32(rows, 48))
-            dx = v.minimum(v.shl(dx, v.load_int32(rows, 64)), highest)
+            dx = shifted(dx, rows, highest)
             v.store_int32(target, 16 * k, v.bit_or(v.shl(v.bit_and(dx, above), eight), v.bit_and(dx, byte)))

@@ -30,6 +30,7 @@ from intsim.kernels.vector import (
     add_pairs_value,
     average_bytes_value,
     call,
+    clamp_value,
     int32x16,
     pack_bytes_value,
     pack_words_value,
@@ -55,11 +56,6 @@ def _states(context: Any, builder: Any, kind: Any, vectors: list[Any]) -> Any:
     for j, vector in enumerate(vectors):
         result = builder.insert_value(result, vector, j)
     return result
-
-
-def _clamp(builder: Any, x: Any, low: Any, high: Any) -> Any:
-    x = builder.select(builder.icmp_signed("<", x, high), x, high)
-    return builder.select(builder.icmp_signed(">", x, low), x, low)
 
 
 def _splat_byte(value: int) -> Any:
@@ -129,7 +125,7 @@ def words_left(typing: Any, states: Any, count: Any, low: Any, high: Any) -> Any
 
     def generate(context: Any, builder: Any, sig: Any, args: Any) -> Any:
         states, count, low, high = args
-        shifted = [_clamp(builder, builder.shl(h, count), low, high) for h in _vectors(builder, states)]
+        shifted = [clamp_value(builder, builder.shl(h, count), low, high) for h in _vectors(builder, states)]
         return _states(context, builder, Words, shifted)
 
     return Words(states, int32x16, int32x16, int32x16), generate
@@ -156,11 +152,11 @@ def words_updated(
         found = []
         for j, h in enumerate(_vectors(builder, states)):
             acc = add_pairs_at(builder, _number(builder, shifts, 0, j), b, factors, 4 * j, True)
-            acc = _clamp(builder, acc, _number(builder, shifts, 3, j), _number(builder, shifts, 2, j))
+            acc = clamp_value(builder, acc, _number(builder, shifts, 3, j), _number(builder, shifts, 2, j))
             acc = shift_left_value(builder, acc, _number(builder, shifts, 4, j))
-            acc = _clamp(builder, shift_right_value(builder, acc, _number(builder, shifts, 1, j)), least, most)
+            acc = clamp_value(builder, shift_right_value(builder, acc, _number(builder, shifts, 1, j)), least, most)
             acc = add_pairs_at(builder, acc, builder.and_(h, low_word), _address(builder, rows, j))
-            found.append(_clamp(builder, shift_right_value(builder, builder.sub(half, acc), right), low, high))
+            found.append(clamp_value(builder, shift_right_value(builder, builder.sub(half, acc), right), low, high))
         return _states(context, builder, Words, found)
 
     return Words(states, *[types.int64] * 3, *[int32x16] * 5), generate

@@ -7,15 +7,19 @@ import numpy as np
 
 from intsim.kernels import vector as v
 from intsim.kernels.common import kernel
-from intsim.kernels.memory import int8_at, int32_at, int64_at
-from intsim.kernels.requantize import BYTE, DOUBLE, clamp_lanes, half_lanes, store_lanes, wide_lanes
+from intsim.kernels.memory import int8_at, int32_at, int64_at, uint8_at
+from intsim.kernels.requantize import BYTE, DOUBLE, WORD, clamp_lanes, half_lanes, store_lanes, wide_lanes
 from intsim.kernels.scan.arguments import (
     B_SHIFT,
     CHANNELS,
+    DELTA,
+    DX,
     LEAST_LEFT,
     MODE,
     NARROW,
     SHIFTS,
+    SOME,
+    STATES,
     TOKEN_SHIFT,
     TOKENS,
     Y_ACC,
@@ -23,9 +27,14 @@ from intsim.kernels.scan.arguments import (
     Y_LOW,
     Y_ROW_SHIFT,
     Y_SHIFT,
+    B,
+    C,
     D,
+    U,
     Y,
 )
+
+COPIES = 4 * SOME * 16  # bytes that `inputs_of` may need
 
 
 @kernel
@@ -51,6 +60,28 @@ def shifts_from(a, first, count):
 
 
 @kernel
+def inputs_of(a, start, block, row, count, copies):
+    """Where delta and u of the 16 channels from `start` on are, and B and C, of `count` tokens, in the rows from `row`
+    on.
+
+    Returns the addresses of delta and u, the bytes from one of their rows to the next, and the addresses of B and C,
+    rows of 16 bytes.  Of a block of fewer channels, and of fewer than 16 states, they are copies with zeros behind.
+    copies: address of COPIES bytes.
+    """
+    channels, states = a[CHANNELS], a[STATES]
+    delta, u, width = a[DELTA] + row * channels + start, a[U] + row * channels + start, channels
+    if block < 16:
+        delta = widened(delta, channels, block, count, copies)
+        u = widened(u, channels, block, count, copies + SOME * 16)
+        width = 16
+    b, c = a[B] + row * states, a[C] + row * states
+    if states < 16:
+        b = widened(b, states, states, count, copies + 2 * SOME * 16)
+        c = widened(c, states, states, count, copies + 3 * SOME * 16)
+    return delta, u, width, b, c
+
+
+@kernel
 def widened(source, width, n, count, target):
     """Copies n < 16 bytes each of `count` rows that are `width` apart; zeros follow to 16.  Returns `target`."""
     source, copy = int8_at(source, count * width), int8_at(target, count * 16)
@@ -59,6 +90,25 @@ def widened(source, width, n, count, target):
         for j in range(n):
             copy[16 * k + j] = source[width * k + j]
     return target
+
+
+@kernel
+def dx_of(a, start, block, row, delta, u):
+    """dx of 16 channels of one token; `dx`, if wanted, of `block` channels, in this row.
+
+    delta, u: addresses of the token's bytes.
+    """
+    dx = v.mul(v.load_uint8(uint8_at(delta, 16), 0), v.load_int8(int8_at(u, 16), 0))
+    if a[DX]:
+        store_lanes(a[DX] + 2 * (row * a[CHANNELS] + start), WORD, block, dx)
+    return dx
+
+
+@kernel
+def shifted(dx, rows, highest):
+    """dx << s of each channel, saturated: limits and s from what `write_shifts` wrote for the token's shift."""
+    dx = v.maximum(v.minimum(dx, v.load_int32(rows, 32)), v.load_int32(rows, 48))
+    return v.minimum(v.shl(dx, v.load_int32(rows, 64)), highest)
 
 
 @kernel
