@@ -688,10 +688,10 @@ def negative_rows_by_words(codes: Array, a: Array, f: int, rom: Array, m: int, t
 
 
 @numba.njit
-def negative_rows_by_halves(codes: Array, factors: Array, f: int, a: Array, room: int, table: int) -> None:
+def negative_rows_by_halves(codes: Array, factors: Array, f: int, a: Array, table: int) -> None:
     """The same of avx2.write_rows, in 16 bits; a: arguments of a scan."""
     for i in range(0, 256, 16):
-        avx2.write_rows(a, v.load_int32(factors, i), f, codes, 256, table + i * 512, room)
+        avx2.write_rows(a, v.load_int32(factors, i), f, codes, 256, table + i * 512)
 
 
 ROM = np.array([round(2 ** (17 - j / 128)) for j in range(129)], dtype=np.int32)
@@ -710,7 +710,7 @@ def test_exp2(m: int, rounding: str, rom: Array) -> None:
     packed, by_bytes = exp2.packed_rom(rom), exp2.byte_rom(rom)
     assert packed is not None and by_bytes is not None
     codes = np.append(a * 65537, [0, 0, 0]).astype(np.int32)
-    twice, room = scan.twice(packed), np.zeros(avx2.ROOM, dtype=np.uint8)
+    entries = memory.aligned(scan.entry_bytes(packed))
     for f in range(32):
         t = p << 19 - f if f <= 19 else p >> f - 19
         j, r = (t >> 12) & 127, t & 4095
@@ -738,10 +738,10 @@ def test_exp2(m: int, rounding: str, rom: Array) -> None:
             negative_rows_by_words(codes, a, f, by_bytes, m, rows)
             assert np.array_equal(rows, negative), f
         if mode <= 1 and "avx2" in cpu.available():
-            halves, numbers = np.zeros(16 * 256 * 16, dtype=np.int16), np.zeros(arguments.ARGUMENTS, dtype=np.int64)
-            numbers[[arguments.M, arguments.MODE, arguments.PACKED_TWICE]] = m, mode, memory.address_of(twice)
-            addresses = memory.address_of(room), memory.address_of(halves)
-            negative_rows_by_halves(codes, a, f, numbers, *addresses)
+            halves = memory.aligned(np.zeros(16 * 256 * 16, dtype=np.int16))
+            numbers = np.zeros(arguments.ARGUMENTS, dtype=np.int64)
+            numbers[[arguments.M, arguments.MODE, arguments.ENTRY_BYTES]] = m, mode, memory.address_of(entries)
+            negative_rows_by_halves(codes, a, f, numbers, memory.address_of(halves))
             assert np.array_equal(halves, negative.astype(np.int16)), f
         for delta, n in ((0, 0), (1, 1), (255, 255), (128, 3), (17, 200), (255, 1), (3, 85)):
             assert exp2.exp2(delta * n, f, rom, m, mode) == wanted[delta, n], f
@@ -758,7 +758,8 @@ def test_scans(rounding: str, lowest: int, states: int, channels: int) -> None:
     mode = common.MODES[rounding]
     packed, by_bytes = exp2.packed_rom(ROM), exp2.byte_rom(ROM)
     assert packed is not None and by_bytes is not None
-    kept = [scan.rights_of(mode & 1), scan.places_of_bits(), scan.twice(packed)]
+    kept = [scan.rights_of(mode & 1), scan.places_of_bits(), scan.entry_bytes(packed)]
+    kept = list(map(memory.aligned, kept))
     tables = list(map(memory.address_of, kept))
 
     def draw(low: int, high: int, shape: tuple[int, ...], dtype: type, *often: int) -> int:

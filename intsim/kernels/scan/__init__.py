@@ -115,12 +115,12 @@ def method_of(path: str, mode: int, states: int, m: int, h: Tensor, rom: Array, 
 
 
 def tables_of(method: int, mode: int, rom: Array) -> tuple[Array | None, ...]:
-    """PACKED, BYTE_ROM, RIGHTS, BIT_PLACES and PACKED_TWICE, None where this kernel does not read them."""
+    """PACKED, BYTE_ROM, RIGHTS, BIT_PLACES and ENTRY_BYTES, None where this kernel does not read them."""
     packed = packed_rom(rom)
     if packed is None or method not in (AVX2, AVX512):
         return (None,) * 5
     if method == AVX2:
-        return None, None, None, places_of_bits(), twice(packed)
+        return None, None, None, places_of_bits(), entry_bytes(packed)
     return packed, byte_rom(rom) if mode == 1 and cpu.has_byte_permutation() else None, rights_of(mode), None, None
 
 
@@ -144,10 +144,13 @@ def places_of_bits() -> Array:
     return np.array([row + [0] * (8 - len(row)) for row in rows], dtype=np.uint8).reshape(-1)
 
 
-def twice(packed: Array) -> Array:
-    """For avx2.look_up, int64 [256]: each entry of packed_rom [128] in the low half, then each in the high half."""
-    low = packed.astype(np.int64) & 0xFFFFFFFF
-    return np.concatenate([low, low << 32])
+def entry_bytes(packed: Array) -> Array:
+    """For avx2_states.write_two_rows, uint8 [8 * 4 * 16], of each 16 entries of packed_rom [128] their first, second ..
+    bytes, from the second 16 on the exclusive or of each with that of the entry 16 before.
+    """
+    planes = np.array([packed >> at & 255 for at in (0, 8, 16, 24)], dtype=np.uint8).reshape(4, 8, 16)
+    planes[:, 1:] ^= planes[:, :-1].copy()
+    return planes.transpose(1, 0, 2).reshape(-1)
 
 
 @kernel

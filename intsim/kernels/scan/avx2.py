@@ -16,6 +16,7 @@ from intsim.kernels.scan.arguments import (
     CHANNELS,
     CLAMPS,
     DELTA,
+    ENTRY_BYTES,
     FRACTION,
     H_HIGH,
     H_LOW,
@@ -24,7 +25,6 @@ from intsim.kernels.scan.arguments import (
     LEAST_LEFT,
     MODE,
     MOST_LEFT,
-    PACKED_TWICE,
     SHIFTS,
     SOME,
     TABLE,
@@ -37,11 +37,9 @@ from intsim.kernels.scan.avx2_states import (
     HALF,
     bytes_updated,
     bytes_updated_right,
-    find_entries,
     halved,
     list_codes,
     no_states,
-    row_from_entries,
     shifted_left,
     shifted_right,
     small_shifted_left,
@@ -49,6 +47,7 @@ from intsim.kernels.scan.avx2_states import (
     store_words,
     words_updated,
     words_updated_clamped,
+    write_two_rows,
 )
 from intsim.kernels.scan.blocks import (
     COPIES,
@@ -61,13 +60,11 @@ from intsim.kernels.scan.blocks import (
     write_y,
 )
 
-PART = 32  # codes at a time whose rows of -A-bar are made
-ROOM = PART * 16 * (1 + 4)  # bytes to work with
 MOST_UP = 8  # left shift that a word of B can hold
 LOWER, UPPER = np.int64(0), np.int64(HALF)  # as literals they would be compiled twice
 WORDS = 32  # bytes of 16 states as words
 ROW = (MOST_UP + 2) * WORDS  # bytes for a token: B << 0 .. B << MOST_UP, and C
-SCRATCH = BLOCK * (TABLE * 2 + 256) + SOME * (2 * 16 * 4 + ROW) + COPIES + (256 + 8) * 4 + ROOM
+SCRATCH = BLOCK * (TABLE * 2 + 256) + SOME * (2 * 16 * 4 + ROW) + COPIES + (256 + 8) * 4
 
 
 @kernel
@@ -91,9 +88,8 @@ def scan_avx2(a, start, stop, scratch):
     seen, at = scratch + BLOCK * TABLE * 2, scratch + BLOCK * (TABLE * 2 + 256)
     factors, sums, copies, words = at, at + SOME * 64, at + SOME * 128, at + SOME * 128 + COPIES
     codes = words + SOME * ROW
-    room = codes + (256 + 8) * 4
-    shifts = room + ROOM
-    fill_table(a, start, block, scratch, seen, codes, room)
+    shifts = codes + (256 + 8) * 4
+    fill_table(a, start, block, scratch, seen, codes)
     write_shifts(a, start, shifts)
     least, most = range_of_shifts(a, start)
     upper = HALF * TABLE * 2
@@ -115,10 +111,10 @@ def scan_avx2(a, start, stop, scratch):
 
 
 @kernel
-def fill_table(a, start, block, table, seen, codes_at, room):
+def fill_table(a, start, block, table, seen, codes_at):
     """Rows of -A-bar, int16 [BLOCK, TABLE] at the address `table`, for each channel and every code of delta.
 
-    seen: address of bytes [BLOCK, 256]; codes_at: of int32 [256 + 8]; room: of ROOM bytes; scratch.
+    seen: address of bytes [BLOCK, 256]; codes_at: of int32 [256 + 8]; scratch.
     """
     channels, rows = a[CHANNELS], a[IMAGES] * a[TOKENS]
     found = uint8_at(seen, BLOCK * 256)
@@ -131,52 +127,24 @@ def fill_table(a, start, block, table, seen, codes_at, room):
     codes = int32_at(codes_at, 256 + 8)
     for j in range(block):
         count = list_codes(seen + j * 256, a[BIT_PLACES], codes_at)
-        codes[count] = codes[count - 1]  # they go in twos
+        codes[count] = codes[count - 1]
         factor = v.load_int32(a_rows, (start + j) * 16)
-        write_rows(a, factor, fraction[start + j], codes, count, table + 2 * TABLE * j, room)
+        write_rows(a, factor, fraction[start + j], codes, count, table + 2 * TABLE * j)
 
 
 @kernel
-def write_rows(a, factor, f, codes, count, table, room):
+def write_rows(a, factor, f, codes, count, table):
     """Rows of -A-bar (SPEC 5.7) of one channel for `count` codes, to the address `table`, 32 bytes for each code.
 
-    Where the last rounding is by s bits, p = code * A is in 16 bits and its fraction in f, the line between two entries
-    of the ROM is summed with k = f - 7 bits more than the ROM has, not 12: the others are 0.  The fraction's upper 7
-    bits are the entry's number.  Some codes at a time: first all their numbers, then all their entries, then the rows,
-    so that no load waits for what it needs to have been written.
+    codes: followed by one more, because they go in twos.  Where the last rounding is by s bits, p = code * A is in 16
+    bits and its fraction in f, the line between two entries of the ROM is summed with k = f - 7 bits more than the ROM
+    has, not 12: the others are 0.  The fraction's upper 7 bits are the entry's number.
     """
-    index_factor, down = v.shl(factor, v.splat(np.int32(max(7 - f, 0)))), max(f - 7, 0)
     over, f = max(f - 19, 0), min(f, 19)
-    k = max(f - 7, 0)
+    k, up = max(f - 7, 0), max(7 - f, 0)
     base = 17 - a[M] - a[MODE] + k  # half_up: (value >> (s - 1)) + 1 >> 1
-    rom, indices = int64_at(a[PACKED_TWICE], 256), int64_at(room, PART * 2)
-    entries = room + PART * 16
-    pairs = int64_at(entries, PART * 8)
-    for first in range(0, count, PART):
-        rows = min(PART, count - first)
-        for i in range(0, rows, 2):
-            find_entries(index_factor, codes, first + i, down, room + 16 * i)
-        for i in range(0, rows, 2):
-            look_up(rom, indices[2 * i], pairs, 8 * i)
-            look_up(rom, indices[2 * i + 1], pairs, 8 * i + 8)
-            look_up(rom, indices[2 * i + 2], pairs, 8 * i + 2)
-            look_up(rom, indices[2 * i + 3], pairs, 8 * i + 10)
-        for i in range(rows):
-            code = codes[first + i]
-            row = table + (np.int64(code) & 255) * 32
-            row_from_entries(factor, code, over, f, k, base, a[MODE], entries + 64 * i, row)
-
-
-@kernel
-def look_up(rom, places, pairs, at):
-    """The entries of 8 states: of the first four to pairs[at ..], of the others to pairs[at + 4 ..], two in an int64.
-
-    places: a byte for each; rom: [256], each entry in the low half, then each in the high half.
-    """
-    pairs[at] = rom[places & 127] | rom[(places >> 8 & 127) + 128]
-    pairs[at + 1] = rom[places >> 16 & 127] | rom[(places >> 24 & 127) + 128]
-    pairs[at + 4] = rom[places >> 32 & 127] | rom[(places >> 40 & 127) + 128]
-    pairs[at + 5] = rom[places >> 48 & 127] | rom[(places >> 56 & 127) + 128]
+    for i in range(0, count, 2):
+        write_two_rows(factor, codes, i, over, f, up, k, base, a[MODE], a[ENTRY_BYTES], table)
 
 
 @kernel

@@ -89,6 +89,12 @@ def _pairs(builder: Any, a: Any, b: Any) -> list[Any]:
     return [builder.shuffle_vector(a, b, ir.Constant(ir.VectorType(I32, 16), order)) for order in orders]
 
 
+def _bytes_by_turns(builder: Any, low: Any, high: Any, half: int) -> Any:
+    """Words of the low and high bytes in the lower (0) or upper (1) 8 bytes of each half of two registers."""
+    order = [at for q in range(2) for i in range(8) for at in (16 * q + 8 * half + i, 32 + 16 * q + 8 * half + i)]
+    return builder.bitcast(builder.shuffle_vector(low, high, ir.Constant(ir.VectorType(I32, 32), order)), I16X16)
+
+
 def _products(builder: Any, a: Any, b: Any) -> Any:
     """Sums of the two products of each lane."""
     return call(builder, "llvm.x86.avx2.pmadd.wd", I32X8, builder.bitcast(a, I16X16), builder.bitcast(b, I16X16))
@@ -365,74 +371,68 @@ words_updated, words_updated_clamped = _words_update(False), _words_update(True)
 
 
 @intrinsic
-def find_entries(typing: Any, factor: Any, codes: Any, i: Any, down: Any, indices: Any) -> Any:
-    """Writes, for the codes i and i + 1, which entry of the ROM each of 16 states needs: the place 0 .. 127.
-
-    ((factor * code) >> down) & 127, the product modulo 2^16.  factor: 16 lanes; codes: int32 array, each in both
-    halves; indices: address of bytes [4, 8]: states 0 .. 7 for both codes, then 8 .. 15.
-    """
-
-    def generate(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-        if not _has():
-            return context.get_dummy_value()
-        factor, codes, i, down, indices = args
-        down, factor = _count(builder, down), builder.trunc(factor, I16X16)
-        data = context.make_array(sig.args[1])(context, builder, codes).data
-        found = []
-        for following in range(2):
-            at = builder.add(i, ir.Constant(I64, following))
-            code = builder.bitcast(splat_value(builder, builder.load(builder.gep(data, [at]), align=4), I32X8), I16X16)
-            p = _shift(builder, "psrl.w", builder.mul(factor, code), down)
-            found.append(builder.and_(p, ir.Constant(I16X16, [127] * 16)))
-        packed = call(builder, "llvm.x86.avx2.packuswb", I8X32, *found)
-        builder.store(packed, place(builder, indices, 0, I8X32), align=1)
-        return context.get_dummy_value()
-
-    return types.void(factor, codes, *[types.int64] * 3), generate
-
-
-@intrinsic
-def row_from_entries(
-    typing: Any, factor: Any, code: Any, over: Any, fraction: Any, k: Any, base: Any, half_up: Any, entries: Any,
-    row: Any,
+def write_two_rows(
+    typing: Any, factor: Any, codes: Any, i: Any, over: Any, fraction: Any, up: Any, k: Any, base: Any, half_up: Any,
+    entries: Any, table: Any,
 ) -> Any:  # fmt: skip
-    """Writes the row of -A-bar for one code, int16 [16], to the address `row`.
+    """Writes the rows of -A-bar for the codes i and i + 1, int16 [16] each, to the address `table` + 32 * code.
 
-    p = (factor * code) >> over; with r = p mod 2^k the entry's pair, step and 98304 - rom (exp2.packed_rom), gives
-    value = 98304 * 2^k - ((98304 - rom) * 2^k + step * r), which is shifted by base + (p >> fraction), and, half_up,
-    halved and rounded up.  factor: 16 lanes of 8 bits; code: int32 in both halves; entries: address of the pairs, of
-    states 0 .. 3, 8 .. 11, 4 .. 7, 12 .. 15.
+    p = (factor * code) >> over, 16 bits.  The entry of the ROM is the one at ((p << up) >> k) & 127; with r = p mod 2^k
+    its step and 98304 - rom (exp2.packed_rom) give value = 98304 * 2^k - ((98304 - rom) * 2^k + step * r), which is
+    shifted by base + (p >> fraction), and, half_up, halved and rounded up.
+
+    factor: 16 lanes of 8 bits; codes: int32 array, each in both halves; entries: address of `scan.entry_bytes`.  All
+    bytes of one kind, for 16 states and two codes, are looked up together (VPSHUFB), in 16 entries at a time.  A place
+    below the first of these is negative then and finds 0; any other finds the exclusive or of two bytes of the ROM, 16
+    entries apart, and so of all that it finds its own byte is left.
     """
 
     def generate(context: Any, builder: Any, sig: Any, args: Any) -> Any:
         if not _has():
             return context.get_dummy_value()
-        factor, code, over, fraction, k, base, half_up, entries, row = args
+        factor, codes, i, over, fraction, up, k, base, half_up, entries, table = args
+        over, fraction, up, down = (_count(builder, count) for count in (over, fraction, up, k))
         factor = builder.trunc(factor, I16X16)
-        code = builder.bitcast(splat_value(builder, code, I32X8), I16X16)
-        whole = cgutils.alloca_once_value(builder, builder.mul(factor, code))
-        with builder.if_then(builder.icmp_signed("!=", over, ir.Constant(I64, 0)), likely=False):
-            builder.store(_shift(builder, "psrl.w", builder.load(whole), _count(builder, over)), whole)
-        p = builder.load(whole)
+        data = context.make_array(sig.args[1])(context, builder, codes).data
+        both = [builder.load(builder.gep(data, [builder.add(i, ir.Constant(I64, n))]), align=4) for n in range(2)]
+        products, places = [], []
+        for code in both:
+            p = builder.mul(factor, builder.bitcast(splat_value(builder, code, I32X8), I16X16))
+            p = _shift(builder, "psrl.w", p, over)
+            products.append(p)
+            p = _shift(builder, "psrl.w", _shift(builder, "psll.w", p, up), down)
+            places.append(builder.and_(p, ir.Constant(I16X16, [127] * 16)))
+        # in each half the bytes of 8 states for one code, then of the same states for the other
+        place_ = call(builder, "llvm.x86.avx2.packuswb", I8X32, *places)
+        found = [ir.Constant(I8X32, None)] * 4
+        for part in range(8):
+            for plane in range(4):
+                piece = builder.load(place(builder, entries, 64 * part + 16 * plane, ir.VectorType(I8, 16)), align=16)
+                piece = builder.shuffle_vector(piece, piece, ir.Constant(ir.VectorType(I32, 32), [*range(16)] * 2))
+                piece = call(builder, "llvm.x86.avx2.pshuf.b", I8X32, piece, place_)
+                found[plane] = builder.xor(found[plane], piece)
+            place_ = builder.sub(place_, ir.Constant(I8X32, [16] * 32))
         unit = builder.shl(ir.Constant(I64, 1), k)
-        low = _splat(builder, I16X16, builder.sub(unit, ir.Constant(I64, 1)))
-        rests = _pairs(builder, builder.and_(p, low), _splat(builder, I16X16, unit))
-        counts = builder.add(_shift(builder, "psrl.w", p, _count(builder, fraction)), _splat(builder, I16X16, base))
-        counts = _pairs(builder, counts, ir.Constant(I16X16, None))
+        low, unit_word = (_splat(builder, I16X16, n) for n in (builder.sub(unit, ir.Constant(I64, 1)), unit))
+        begin, nothing = _splat(builder, I16X16, base), ir.Constant(I16X16, None)
         all_ = _splat(builder, I32X8, builder.mul(unit, ir.Constant(I64, 98304)))
-        found = []
-        for part, (rest, count) in enumerate(zip(rests, counts, strict=True)):
-            pair = builder.load(place(builder, entries, 32 * part, I32X8), align=4)
-            value = builder.sub(all_, _products(builder, pair, rest))
-            count = builder.bitcast(count, I32X8)
-            found.append(call(builder, "llvm.x86.avx2.psrlv.d.256", I32X8, value, count))
-        words = call(builder, "llvm.x86.avx2.packusdw", I16X16, *found)
-        nothing = ir.Constant(I16X16, None)
-        wide = ir.VectorType(I32, 16)
-        rounded = builder.add(builder.zext(words, wide), ir.Constant(wide, [1] * 16))  # becomes VPAVGW
-        rounded = builder.trunc(builder.lshr(rounded, ir.Constant(wide, [1] * 16)), I16X16)
-        words = builder.select(builder.icmp_signed("!=", half_up, ir.Constant(I64, 0)), rounded, words)
-        builder.store(builder.sub(nothing, words), place(builder, row, 0, I16X16), align=2)
+        for n, (code, p) in enumerate(zip(both, products, strict=True)):
+            step, rest = (_bytes_by_turns(builder, found[at], found[at + 1], n) for at in (0, 2))
+            rests = _pairs(builder, builder.and_(p, low), unit_word)
+            counts = _pairs(builder, builder.add(_shift(builder, "psrl.w", p, fraction), begin), nothing)
+            values = []
+            for pair, r, count in zip(_pairs(builder, step, rest), rests, counts, strict=True):
+                value = builder.sub(all_, _products(builder, pair, r))
+                count = builder.bitcast(count, I32X8)
+                values.append(call(builder, "llvm.x86.avx2.psrlv.d.256", I32X8, value, count))
+            words = call(builder, "llvm.x86.avx2.packusdw", I16X16, *values)
+            wide = ir.VectorType(I32, 16)
+            rounded = builder.add(builder.zext(words, wide), ir.Constant(wide, [1] * 16))  # becomes VPAVGW
+            rounded = builder.trunc(builder.lshr(rounded, ir.Constant(wide, [1] * 16)), I16X16)
+            words = builder.select(builder.icmp_signed("!=", half_up, ir.Constant(I64, 0)), rounded, words)
+            row = builder.and_(builder.zext(code, I64), ir.Constant(I64, 255))
+            row = builder.add(table, builder.shl(row, ir.Constant(I64, 5)))
+            builder.store(builder.sub(nothing, words), place(builder, row, 0, I16X16), align=32)
         return context.get_dummy_value()
 
-    return types.void(factor, types.int32, *[types.int64] * 7), generate
+    return types.void(factor, codes, *[types.int64] * 9), generate
