@@ -52,6 +52,7 @@ from intsim.kernels.scan.avx2_states import (
 from intsim.kernels.scan.blocks import (
     COPIES,
     dx_of,
+    dx_rows,
     inputs_of,
     range_of_shifts,
     shifted,
@@ -191,10 +192,11 @@ def write_factors(a, start, block, row, first, count, delta, u, width, shifts, l
     token_shift = int64_at(a[TOKEN_SHIFT] + 8 * first, count)
     enough = a[LEAST_LEFT] if a[H_SIZE] > 1 else -MOST_UP - least  # from this shift of a token on there is no s
     target = int32_at(factors, count * 16)
+    out, pitch = dx_rows(a, start, row)
     above, word, highest = v.splat(np.int32(16)), v.splat(np.int32(65535)), v.splat(np.int32((1 << 15) - 1))
     for k in range(count):
         left = token_shift[k]
-        dx = dx_of(a, start, block, row + k, delta + width * k, u + width * k)
+        dx = dx_of(delta + width * k, u + width * k, block, out + pitch * k)
         if left < enough:
             rows = int32_at(shifts_at(a, shifts, left), SHIFTS)
             dx = shifted(dx, rows, highest)

@@ -53,6 +53,7 @@ from intsim.kernels.scan.avx512_states import (
 from intsim.kernels.scan.blocks import (
     COPIES,
     dx_of,
+    dx_rows,
     inputs_of,
     range_of_shifts,
     shifted,
@@ -261,11 +262,12 @@ def write_factors(a, start, block, row, first, count, delta, u, width, shifts, l
     token_shift = int64_at(a[TOKEN_SHIFT] + 8 * first, count)
     enough = a[LEAST_LEFT] if a[H_SIZE] > 1 else -least  # from this shift of a token on there is no s
     target = int32_at(factors, count * 16)
+    out, pitch = dx_rows(a, start, row)
     zero, byte, above = v.splat(np.int32(0)), v.splat(np.int32(255)), v.splat(np.int32(-256))
     eight, word, highest = v.splat(np.int32(8)), v.splat(np.int32(65535)), v.splat(np.int32((1 << 23) - 1))
     for k in range(count):
         left = token_shift[k]
-        dx = v.sub(zero, dx_of(a, start, block, row + k, delta + width * k, u + width * k))
+        dx = v.sub(zero, dx_of(delta + width * k, u + width * k, block, out + pitch * k))
         if left >= enough:
             v.store_int32(target, 16 * k, v.bit_and(dx, word))
         else:

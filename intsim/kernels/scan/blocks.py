@@ -93,15 +93,26 @@ def widened(source, width, n, count, target):
 
 
 @kernel
-def dx_of(a, start, block, row, delta, u):
-    """dx of 16 channels of one token; `dx`, if wanted, of `block` channels, in this row.
+def dx_of(delta, u, block, out):
+    """dx of 16 channels of one token; of `block` channels also to the address `out`, int16, if it is not 0.
 
     delta, u: addresses of the token's bytes.
     """
     dx = v.mul(v.load_uint8(uint8_at(delta, 16), 0), v.load_int8(int8_at(u, 16), 0))
-    if a[DX]:
-        store_lanes(a[DX] + 2 * (row * a[CHANNELS] + start), WORD, block, dx)
+    if out:
+        store_lanes(out, WORD, block, dx)
     return dx
+
+
+@kernel
+def dx_rows(a, start, row):
+    """Where `dx` of the channels from `start` on goes, from this row on, and the bytes from row to row; or 0, 0.
+
+    To be asked once before a loop: a call with `a` in it, and a branch in that, counts references for each token.
+    """
+    if a[DX]:
+        return a[DX] + 2 * (row * a[CHANNELS] + start), 2 * a[CHANNELS]
+    return np.int64(0), np.int64(0)
 
 
 @kernel
