@@ -751,7 +751,7 @@ def test_exp2(m: int, rounding: str, rom: Array) -> None:
 @pytest.mark.parametrize("lowest", [-arguments.HARMLESS_LEFT, -arguments.LARGEST_LEFT])
 @pytest.mark.parametrize(("states", "channels"), [(16, 21), (5, 32), (18, 7)])
 def test_scans(rounding: str, lowest: int, states: int, channels: int) -> None:
-    """All kernels of the scan give the same up to their largest shifts, with extremes of every input."""
+    """All kernels that are chosen give the same up to their largest shifts, with extremes of every input."""
     rng = np.random.default_rng(6)
     batch, tokens = 2, arguments.SOME + 7
     padded, room = -(-states // 16) * 16, -(-channels // 16) * 16
@@ -780,12 +780,14 @@ def test_scans(rounding: str, lowest: int, states: int, channels: int) -> None:
     # bits of A-bar's fraction and the state, the largest shift of a token, with which y_acc has 32 bits, and that of b
     right, less = arguments.LARGEST_RIGHT, arguments.LARGEST_RIGHT_BYTES
     cases = [(15, 16, 4, right), (15, 8, 12, right), (8, 16, 4, right), (1, 8, 12, right), (15, 8, 12, less)]
-    for m, bits, most, right in (*cases, (arguments.LEAST_M, 8, 4, less), (15, 8, 4, 0)):
-        methods = [arguments.LANES]
-        if mode <= 1 and states <= 16:
-            methods += [arguments.AVX512] * (cpu.choose() in cpu.WIDE)
-            fits = bits > 8 or (m >= arguments.LEAST_M and right <= less)
-            methods += [arguments.AVX2] * (fits and "avx2" in cpu.available())
+    cases += [(arguments.LEAST_M, 8, 4, less), (arguments.LEAST_M - 1, 8, 4, less), (15, 8, 4, 0)]
+    for m, bits, most, right in cases:
+        h = Tensor("h", "state", (), (), bits, True, None)
+        paths = {path: scan.method_of(path, mode, states, m, h, ROM, lowest, right) for path in cpu.available()}
+        if mode <= 1 and states <= 16 and bits > 8:
+            registers = {**dict.fromkeys(cpu.WIDE, arguments.AVX512), **dict.fromkeys(cpu.NARROW, arguments.AVX2)}
+            assert paths == {path: registers.get(path, arguments.LANES) for path in paths}
+        methods = {arguments.LANES, *paths.values()}
         constants = [
             *(memory.address_of(a), draw(0, 31, (room,), np.int64), memory.address_of(ROM), memory.address_of(packed)),
             memory.address_of(by_bytes) if by_words else 0,
