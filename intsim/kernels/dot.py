@@ -42,6 +42,7 @@ from intsim.kernels.vector import (
     I64,
     call,
     clamp_pieces,
+    clamp_value,
     shift_left_value,
     splat_value,
 )
@@ -425,7 +426,7 @@ def _finished_16(path: str) -> Any:
                     value = shift_left(builder, builder.load(total), left)
                     more = builder.load(place(builder, bias, 32 * half, I32X8), align=4)
                     builder.store(builder.add(value, more), total)
-            limits = [splat_value(builder, builder.trunc(limit, I16), I16X16) for limit in (high, low)]
+            limits = [splat_value(builder, builder.trunc(limit, I16), I16X16) for limit in (low, high)]
             parts = [ir.Constant(ir.VectorType(I32, 8), list(range(at, at + 8))) for at in (0, 8)]
             for r in range(ROWS):
                 with builder.if_then(builder.icmp_signed("<", ir.Constant(I64, r), rows)):
@@ -435,8 +436,7 @@ def _finished_16(path: str) -> Any:
                         total = builder.load(sums[r, 0, half])
                         shifted.append(call(builder, "llvm.x86.avx2.psrav.d.256", I32X8, total, count))
                     words = call(builder, "llvm.x86.avx2.packssdw", I16X16, *shifted)  # 0-3, 8-11, 4-7, 12-15
-                    for comparison, limit in zip(("<", ">"), limits, strict=True):
-                        words = builder.select(builder.icmp_signed(comparison, words, limit), words, limit)
+                    words = clamp_value(builder, words, *limits)
                     target = builder.add(out, builder.mul(out_stride, ir.Constant(I64, r)))
                     with builder.if_else(builder.icmp_signed("==", size, ir.Constant(I64, 1))) as (bytes_, whole):
                         with bytes_:

@@ -10,6 +10,8 @@ instructions, where the CPU and the Program allow it.
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 import numpy as np
 
 from intsim.arithmetic import limits
@@ -116,8 +118,8 @@ def method_of(path: str, mode: int, states: int, m: int, h: Tensor, rom: Array, 
 
 def tables_of(method: int, mode: int, rom: Array) -> tuple[Array | None, ...]:
     """PACKED, BYTE_ROM, RIGHTS, BIT_PLACES and ENTRY_BYTES, None where this kernel does not read them."""
-    packed = packed_rom(rom)
-    if packed is None or method not in (AVX2, AVX512):
+    packed = packed_rom(rom) if method in (AVX2, AVX512) else None
+    if packed is None:
         return (None,) * 5
     if method == AVX2:
         return None, None, None, places_of_bits(), entry_bytes(packed)
@@ -138,6 +140,7 @@ def rights_of(mode: int) -> Array:
     return np.array(rows, dtype=np.int32)
 
 
+@lru_cache(maxsize=1)
 def places_of_bits() -> Array:
     """For avx2_states.list_codes, uint8 [256 * 8]: the bits that are set in each byte, rising, and zeros."""
     rows = [[bit for bit in range(8) if byte >> bit & 1] for byte in range(256)]

@@ -83,16 +83,11 @@ def _shift(builder: Any, name: str, value: Any, count: Any) -> Any:
 
 
 def _pairs(builder: Any, a: Any, b: Any) -> list[Any]:
-    """The words of two registers by turns, in two registers."""
-    firsts = [[8 * q + 4 * upper + i for q in range(2) for i in range(4)] for upper in range(2)]
-    orders = ([place for first in half for place in (first, 16 + first)] for half in firsts)
-    return [builder.shuffle_vector(a, b, ir.Constant(ir.VectorType(I32, 16), order)) for order in orders]
-
-
-def _bytes_by_turns(builder: Any, low: Any, high: Any, half: int) -> Any:
-    """Words of the low and high bytes in the lower (0) or upper (1) 8 bytes of each half of two registers."""
-    order = [at for q in range(2) for i in range(8) for at in (16 * q + 8 * half + i, 32 + 16 * q + 8 * half + i)]
-    return builder.bitcast(builder.shuffle_vector(low, high, ir.Constant(ir.VectorType(I32, 32), order)), I16X16)
+    """The elements of two registers by turns, in two registers: of the lower and of the upper parts of their halves."""
+    part = a.type.count // 4
+    firsts = [[2 * part * q + part * upper + i for q in range(2) for i in range(part)] for upper in range(2)]
+    orders = ([place for first in half for place in (first, 4 * part + first)] for half in firsts)
+    return [builder.shuffle_vector(a, b, ir.Constant(ir.VectorType(I32, 4 * part), order)) for order in orders]
 
 
 def _products(builder: Any, a: Any, b: Any) -> Any:
@@ -416,8 +411,9 @@ def write_two_rows(
         low, unit_word = (_splat(builder, I16X16, n) for n in (builder.sub(unit, ir.Constant(I64, 1)), unit))
         begin, nothing = _splat(builder, I16X16, base), ir.Constant(I16X16, None)
         all_ = _splat(builder, I32X8, builder.mul(unit, ir.Constant(I64, 98304)))
-        for n, (code, p) in enumerate(zip(both, products, strict=True)):
-            step, rest = (_bytes_by_turns(builder, found[at], found[at + 1], n) for at in (0, 2))
+        steps, others = (_pairs(builder, found[at], found[at + 1]) for at in (0, 2))
+        for code, p, *entry in zip(both, products, steps, others, strict=True):
+            step, rest = (builder.bitcast(low_and_high, I16X16) for low_and_high in entry)
             rests = _pairs(builder, builder.and_(p, low), unit_word)
             counts = _pairs(builder, builder.add(_shift(builder, "psrl.w", p, fraction), begin), nothing)
             values = []
