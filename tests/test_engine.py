@@ -284,6 +284,40 @@ def test_linear_without_accumulators(path: str, rounding: str, monkeypatch: pyte
         assert inside == {(1, True), (1, False), (2, True), (2, False), (4, True)}
 
 
+@pytest.mark.parametrize("path", cpu.available())
+@pytest.mark.parametrize("rounding", ROUNDINGS)
+def test_norm(path: str, rounding: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every shift of a token: rows from zeros to the largest; whole vectors or not; 16 rows at a time, and fewer."""
+    monkeypatch.setenv(cpu.VARIABLE, path)
+    rng = np.random.default_rng(6)
+    ks: set[int] = set()
+    for width, bits, eps_q, exponent in (
+        (1, 16, 1, 0), (15, 8, 3, -3), (16, 16, 1 << 40, 7), (192, 16, 7, -6), (200, 8, 1, -22), (2047, 16, 1, -5)
+    ):  # fmt: skip
+        b = Builder("norm", rounding=rounding, image=(1, 1, 1), classes=["one"])
+        tokens = 37
+        b.program.tensors["x"] = Tensor("x", "residual", ("token", "channel"), (tokens, width), bits, True, -8)
+        constants = {
+            "gamma": rng.choice([-2048, 2047, 1, 0, -1, 300], width),
+            "gamma_exponent": rng.integers(-12, -4, width),
+        }
+        op = b.add("rmsnorm", "n", {"x": "x"}, constants, {"eps_q": eps_q}, {"out": Out(8, exponent)})
+        top = 1 << (bits - 1)
+        scale = np.linspace(0, bits - 1, tokens)[:, None]
+        values = np.clip(np.round(rng.normal(size=(2, tokens, width)) * 2**scale), -top, top - 1).astype(np.int16)
+        values[0, -3:] = [[-top], [top - 1], [0]]
+        values = values.astype(np.int8 if bits == 8 else np.int16)
+        every = list(op.outputs)
+        got, alone = (run_operator(b.program, op, {"x": values}, ports) for ports in (every, ["out"]))
+        for i in range(2):
+            wanted = KINDS["rmsnorm"].run(View(b.program, op), {"x": values[i].astype(np.int64)})
+            for port in every:
+                assert np.array_equal(got[op.tensor(port)][i], wanted[port]), (width, port)
+            assert np.array_equal(alone[op.tensor("out")][i], wanted["out"]), width
+            ks.update((32 - int(v).bit_length()) // 2 for v in wanted["square_sum"])
+    assert ks == set(range(-5, 16))
+
+
 @pytest.mark.parametrize("rounding", ROUNDINGS)
 @pytest.mark.parametrize("less", [0, 6, 20, 28])
 def test_scan_with_large_left_shifts(rounding: str, less: int) -> None:
@@ -562,11 +596,13 @@ def test_a_helper_leaves_the_cpu_of_another_thread() -> None:
 
 
 def until(true: Callable[[], bool], seconds: float = 60) -> bool:
-    """Whether it becomes true."""
+    """Whether it becomes true; it may be false again, as when a helper wakes late."""
     end = time.monotonic() + seconds
-    while not true() and time.monotonic() < end:
+    while not true():
+        if time.monotonic() > end:
+            return False
         time.sleep(1e-3)
-    return true()
+    return True
 
 
 def test_helpers_sleep_and_are_woken(program: Program) -> None:
@@ -666,10 +702,21 @@ def test_requantize_lanes(rounding: str, bits: int) -> None:
             assert out.tolist() == wanted, s
 
 
-def test_isqrt_and_bit_length() -> None:
-    roots = [*range(70), *(2**e + d for e in range(7, 31) for d in (-1, 0, 1)), 2**31 - 1]
-    values = [v for r in roots for v in (r * r - 1, r * r, r * r + 1, r * r + 2 * r) if 0 <= v < 2**62]
-    assert [common.isqrt(v) for v in values] == [isqrt(v) for v in values]
+@numba.njit
+def all_roots(values: Array, roots: Array) -> None:
+    for i in range(0, len(values), common.ROOTS):
+        common.find_roots(values[i : i + common.ROOTS], roots[i : i + common.ROOTS])
+
+
+def test_roots_and_bit_length() -> None:
+    """Every root there is, for the first and the last value that has it: nothing in between can differ."""
+    root = np.arange(1 << 17)
+    first, last = root**2, (root + 1) ** 2 - 1
+    for values in (first, last, last[::-1].copy()):
+        found = np.full(len(values), -1)
+        all_roots(values, found)
+        assert np.array_equal(found, [isqrt(v) for v in values.tolist()])
+    values = [0, *(2**e + d for e in range(63) for d in (-1, 0, 1)), 2**63 - 1]
     assert [common.bit_length(v) for v in values] == [v.bit_length() for v in values]
 
 

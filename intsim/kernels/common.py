@@ -11,9 +11,13 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-from numba import njit
+from llvmlite import ir
+from numba import njit, types
+from numba.extending import intrinsic as numba_intrinsic
 
 from intsim.kernels.cache import cache_for
+
+intrinsic: Any = numba_intrinsic  # its stub does not know what it returns
 
 # A rounding mode as bits: 1 adds half a unit, 2 sends negative ties down, 4 sends ties to the even neighbour.
 MODES = {"floor": 0, "half_up": 1, "half_away": 3, "half_even": 5}
@@ -44,25 +48,34 @@ def saturate(v, low, high):
     return min(max(v, low), high)
 
 
+@intrinsic
+def leading_zeros(typing: Any, value: Any) -> Any:
+    """Number of zeros above the highest 1 of an int64; 64 for 0."""
+
+    def generate(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        return builder.ctlz(args[0], ir.Constant(ir.IntType(1), 0))
+
+    return types.int64(types.int64), generate
+
+
 @kernel
 def bit_length(v):
     """Number of bits of v >= 0, 0 for 0.  int64."""
-    bits = 0
-    while v > 0:
-        v = v >> 1
-        bits += 1
-    return bits
+    return 64 - leading_zeros(v)
+
+
+ROOTS = 16  # that are found at a time
 
 
 @kernel
-def isqrt(v):
-    """The largest r with r*r <= v, bit by bit.  int64, 0 <= v < 2^62."""
-    root = 0
-    for place in range(30, -1, -1):
-        larger = root | (1 << place)
-        if larger * larger <= v:
-            root = larger
-    return root
+def find_roots(values, roots):
+    """roots[i] = the largest r with r*r <= values[i], bit by bit, of all at once.  int64 [ROOTS], values < 2^34."""
+    for i in range(ROOTS):
+        roots[i] = 0
+    for place in range(16, -1, -1):
+        for i in range(ROOTS):
+            larger = (roots[i] | (1 << place)) & 0x1FFFF  # as it is anyway: LLVM then multiplies 32 by 32 bits
+            roots[i] = larger if larger * larger <= values[i] else roots[i]
 
 
 @kernel

@@ -189,14 +189,19 @@ def rows_of(rows):
 
 @kernel
 def pack_rows(w, x, rows, out):
-    """Packs `rows` rows of int8 inputs at the address x, and some up to a multiple of ROWS, to the address `out`.
+    """Packs `rows` rows of int8 inputs at the address x to the address `out`, where there is room for whole tiles.
 
-    w: Weights.arguments().  Padding between groups is 1, of bytes.
+    w: Weights.arguments().  Padding between groups is 1, of bytes.  Behind the last row may be anything.
     """
     inputs, depth, order = w[INPUTS], w[DEPTH], w[ORDER]
     if w[BYTES_ORDER]:
         for r in range(0, rows, ROWS):
             permute_rows(x + r * inputs, inputs, rows - 1 - r, w[BYTES_ORDER], w[MASKS], out + r * depth * 4, depth * 4)
+        return
+    if not order and not w[WIDE] and inputs == depth * 4:  # rows without padding are one long row
+        source, octets = int8_at(x, rows * inputs), int8_at(out, rows * inputs)
+        for k in range(rows * inputs):
+            octets[k] = source[k] ^ np.int8(-128)
         return
     for r in range(rows_of(rows)):
         source = int8_at(x + min(r, rows - 1) * inputs, inputs)

@@ -8,9 +8,9 @@ import numpy as np
 from intsim.arithmetic import limits
 from intsim.kernels import vector as v
 from intsim.kernels.base import In, Kernel, Out, pad
-from intsim.kernels.common import bit_length, isqrt, kernel, round_shift
+from intsim.kernels.common import ROOTS, bit_length, find_roots, kernel, round_shift
 from intsim.kernels.memory import int8_at, int16_at, int32_at, int64_at
-from intsim.kernels.requantize import BYTE, Requantize, half_lanes, requantize_lanes, store_lanes
+from intsim.kernels.requantize import BYTE, Requantize, clamp_lanes, requantize_lanes, store_lanes
 from intsim.program import Operator, Program
 
 
@@ -26,67 +26,97 @@ class RmsNorm(Kernel):
         self.tokens, width = out.shape
         gamma = pad(self.constant("gamma", np.int32), v.LANES)
         step = Requantize(out, self.constant("shift", np.int64), np.zeros(1, dtype=np.int64), self.mode)
-        # 32 bits hold |normed * gamma| < 2^29 and half a unit of a shift up to 30
-        narrow = int(step.narrow and step.shift.max() <= 30)
         assert [self.tensor(p).dtype.itemsize for p in ("square_sum", "rsqrt", "normed")] == [8, 4, 4]
         self.numbers = [
             *(In("x"), Out("square_sum"), Out("rsqrt"), Out("normed"), Out("out"), x.dtype.itemsize, width),
             *(int(op.attributes[name]) for name in ("eps_q", "d_norm", "d_shift")),
-            *(self.keep(gamma), self.keep(step.shift), self.mode, *limits(out.bits, out.signed), narrow),
+            *(self.keep(gamma), self.keep(step.shift), self.keep(step.rounding)),
+            *(self.mode, *limits(out.bits, out.signed), step.narrow),  # |normed * gamma| is at most 2^29
         ]
-        self.row_cost = 100 + width // 2
-        self.scratch = 8 * len(gamma)
+        self.row_cost = 30 + width // 6
+        self.scratch = 24 * ROOTS + 8 * len(gamma)
 
     def inner(self) -> tuple[str, ...]:
         return ("square_sum", "rsqrt", "normed")
 
 
+X, SQUARE_SUM, RSQRT, NORMED, OUT, SIZE, WIDTH, EPS_Q, D_NORM, D_SHIFT, GAMMA, SHIFT, ROUNDING = range(13)
+MODE, LOW, HIGH, NARROW = range(13, 17)
+
+
 @kernel
 def rmsnorm(a, start, stop, scratch):
     """Rows start .. stop - 1 of all images.  a: RmsNorm.arguments()."""
-    x, squares_out, root_out, normed_out, out, size, width, eps_q, d_norm, d_shift = a[:10]
-    gamma_at, shift_at, mode, low, high, narrow = a[10:16]
+    for first in range(start, stop, ROOTS):
+        norm_rows(a, first, min(ROOTS, stop - first), scratch)
+
+
+@kernel
+def norm_rows(a, first, rows, scratch):
+    """`rows` rows, at most ROOTS, from `first` on: their roots are found together."""
+    x, size, width, mode = a[X] + first * a[WIDTH] * a[SIZE], a[SIZE], a[WIDTH], a[MODE]
     padded = (width + 15) // 16 * 16
-    gamma, shift = int32_at(gamma_at, padded), int32_at(shift_at, padded)
-    q, n = int32_at(scratch, padded), int32_at(scratch + 4 * padded, padded)
-    for d in range(width, padded):
-        n[d] = 0
-    for r in range(start, stop):
-        if size == 1:
-            row8 = int8_at(x + r * width, width)
-            for d in range(width):
-                q[d] = row8[d]
-        else:
-            row16 = int16_at(x + 2 * r * width, width)
-            for d in range(width):
-                q[d] = row16[d]
-        squares = eps_q
+    found = int64_at(scratch, 3 * ROOTS)
+    quotients, roots, ks = found[:ROOTS], found[ROOTS : 2 * ROOTS], found[2 * ROOTS :]
+    q, n = int32_at(scratch + 24 * ROOTS, padded), int32_at(scratch + 24 * ROOTS + 4 * padded, padded)
+    for i in range(ROOTS):
+        quotients[i] = 0
+    for i in range(rows):
+        read_row(x + i * width * size, size, width, q)
+        squares = a[EPS_Q]
         for d in range(width):
             squares += np.int64(np.int32(q[d] * q[d]))  # at most 2^30
         k = (32 - bit_length(squares)) >> 1
         w = squares << (2 * k) if k >= 0 else squares >> (-2 * k)
-        root = isqrt((d_norm << 52) // w)
-        if squares_out:
-            int64_at(squares_out, r + 1)[r] = squares
-        if root_out:
-            int32_at(root_out, r + 1)[r] = root
-        s = 14 + d_shift - k
-        factor = np.int32(root)
-        if mode <= 1 and s > 0:
-            half = (np.int64(1) << (s - 1)) & -mode
-            for d in range(width):
-                n[d] = (np.int64(q[d]) * np.int64(factor) + half) >> s
+        quotients[i], ks[i] = (a[D_NORM] << 52) // w, k
+        if a[SQUARE_SUM]:
+            int64_at(a[SQUARE_SUM] + 8 * (first + i), 1)[0] = squares
+    find_roots(quotients, roots)
+    for i in range(rows):
+        read_row(x + i * width * size, size, width, q)
+        root, s = roots[i], 14 + a[D_SHIFT] - ks[i]
+        if mode <= 1 and s >= 0:
+            half = ((np.int64(1) << s) >> 1) & -mode
+            for d in range(0, padded, 16):
+                v.store_int32(n, d, v.scaled(v.load_int32(q, d), root, half, s))
         else:
             for d in range(width):
-                n[d] = round_shift(np.int64(q[d]) * root, s, mode)
-        if normed_out:
-            target = int32_at(normed_out + 4 * r * width, width)
+                n[d] = round_shift(q[d] * root, s, mode)
+        if a[RSQRT]:
+            int32_at(a[RSQRT] + 4 * (first + i), 1)[0] = root
+        if a[NORMED]:
+            target = int32_at(a[NORMED] + 4 * (first + i) * width, width)
             for d in range(width):
                 target[d] = n[d]
-        if out:
-            for d in range(0, padded, 16):
-                product = v.mul(v.load_int32(n, d), v.load_int32(gamma, d))
-                count = v.load_int32(shift, d)
-                half_of = half_lanes(v.maximum(count, v.splat(np.int32(0))), mode)
-                y = requantize_lanes(product, count, half_of, mode, low, high, narrow)
-                store_lanes(out + r * width + d, BYTE, min(16, width - d), y)
+        if a[OUT]:
+            finish_row(a, n, a[OUT] + (first + i) * width)
+
+
+@kernel
+def finish_row(a, n, out):
+    """Requantizes a row, normed * gamma, to the address `out`.  n: `normed`, int32 [width], padded to whole vectors."""
+    width, mode, low, high, narrow = a[WIDTH], a[MODE], a[LOW], a[HIGH], a[NARROW]
+    padded = (width + 15) // 16 * 16
+    gamma, shift, half = int32_at(a[GAMMA], padded), int32_at(a[SHIFT], padded), int32_at(a[ROUNDING], padded)
+    whole = width // 16 * 16 if narrow and mode <= 1 else 0
+    target = int8_at(out, width)
+    for d in range(0, whole, 16):
+        product = v.add(v.mul(v.load_int32(n, d), v.load_int32(gamma, d)), v.load_int32(half, d))
+        v.store_int8(target, d, clamp_lanes(v.ashr(product, v.load_int32(shift, d)), low, high))
+    for d in range(whole, padded, 16):
+        product = v.mul(v.load_int32(n, d), v.load_int32(gamma, d))
+        y = requantize_lanes(product, v.load_int32(shift, d), v.load_int32(half, d), mode, low, high, narrow)
+        store_lanes(out + d, BYTE, min(16, width - d), y)
+
+
+@kernel
+def read_row(address, size, width, q):
+    """q[d] = the integers of `size` bytes, 1 or 2, at an address."""
+    if size == 1:
+        octets = int8_at(address, width)
+        for d in range(width):
+            q[d] = octets[d]
+    else:
+        words = int16_at(address, width)
+        for d in range(width):
+            q[d] = words[d]

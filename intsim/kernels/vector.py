@@ -232,6 +232,21 @@ def gather(typing: Any, array: Any, indices: Any) -> Any:
 
 
 @intrinsic
+def scaled(typing: Any, a: Any, factor: Any, half: Any, shift: Any) -> Any:
+    """(a * factor + half) >> shift in 64 bits, the low 32 of each lane; factor of 32 bits, shift 0 .. 63."""
+
+    def generate(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        wide = ir.VectorType(I64, LANES)
+        a, factor, half, shift = args
+        factor = builder.sext(builder.trunc(factor, I32), I64)  # so that LLVM multiplies 32 by 32 bits
+        factor, half, shift = (splat_value(builder, x, wide) for x in (factor, half, shift))
+        product = builder.mul(builder.sext(a, wide), factor)
+        return builder.trunc(builder.ashr(builder.add(product, half), shift), I32X16)
+
+    return int32x16(int32x16, types.int64, types.int64, types.int64), generate
+
+
+@intrinsic
 def total(typing: Any, vector: Any) -> Any:
     """Sum of the lanes, int32."""
 
