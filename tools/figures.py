@@ -75,7 +75,7 @@ def figures(reports: dict[str, Report]) -> str:
         if row["batch"] == 1 and None not in (row["intsim"], row["ratio"]):
             times = f"{bench_report.number(row['ratio'])} times as fast as float32 torch"
             name = MODELS.get(row["model"], row["model"])
-            rows.append((f"an image on the CPU, {name}", f"{1000 * row['intsim']:.1f} ms, {times}"))
+            rows.append((f"an image on the CPU, {name}", f"{bench_report.number(1000 * row['intsim'])} ms, {times}"))
     best = max(gpu["speed"], key=lambda speed: float(speed["images_per_second"]))
     rows.append(("Vim-Tiny, batches in torch on that card", f"{best['images_per_second']:,.0f} images a second"))
     rows.append(("golden bundle of one Vim-Tiny image", f"{bench_report.number(bench['golden_tiny_s'])} s"))
