@@ -41,8 +41,7 @@ class Conv1d(Kernel):
         order = (np.arange(0, whole, block)[:, None] + order).reshape(-1)
         pieces: Array = np.zeros((whole, 4), dtype=np.int8)
         pieces[:, 4 - min(taps, 4) :] = weight[order, max(taps - 4, 0) :]
-        half = np.where(step.shift > 0, np.int64(1) << np.maximum(step.shift.astype(np.int64) - 1, 0), 0) * self.mode
-        rounded = (bias + half)[order]
+        rounded = (bias.astype(np.int64) + step.rounding)[order]
         if wide:
             rounded -= 128 * pieces.astype(np.int64).sum(axis=1)  # the inputs are x + 128
         else:  # words, of two taps after each other: first all of the first two

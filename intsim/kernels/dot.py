@@ -198,13 +198,10 @@ def pack_rows(w, x, rows, out):
         for r in range(0, rows, ROWS):
             permute_rows(x + r * inputs, inputs, rows - 1 - r, w[BYTES_ORDER], w[MASKS], out + r * depth * 4, depth * 4)
         return
-    if not order and not w[WIDE] and inputs == depth * 4:  # rows without padding are one long row
-        source, octets = int8_at(x, rows * inputs), int8_at(out, rows * inputs)
-        for k in range(rows * inputs):
-            octets[k] = source[k] ^ np.int8(-128)
-        return
-    for r in range(rows_of(rows)):
-        source = int8_at(x + min(r, rows - 1) * inputs, inputs)
+    if not order and inputs == depth * (2 if w[WIDE] else 4):  # rows without padding are one long row
+        inputs, depth, rows = inputs * rows, depth * rows, 1
+    for r in range(rows):
+        source = int8_at(x + r * inputs, inputs)
         if w[WIDE]:
             words = int16_at(out + r * depth * 4, depth * 2)
             if order:

@@ -86,16 +86,17 @@ class Linear(Kernel):
         columns: list[Array] = []
         numbers: list[Argument] = []
         shifts: list[Array] = []
+        roundings: list[Array] = []
         for port, start, stop in segments:
             step = Requantize(self.tensor(port), shift[start:stop], self.row_shift(port), self.mode)
             first = sum(len(c) for c in columns) // v.LANES
             columns.append(np.concatenate([np.arange(start, stop), np.full(-(stop - start) % v.LANES, -1)]))
             shifts.append(step.shift)
+            roundings.append(step.rounding)
             width = stop - start
             numbers += [first, width, Out(port), step.size, step.low, step.high, step.narrow, start]
         bias = self.constant("bias", np.int32)
-        whole_shift = np.concatenate(shifts)
-        half = np.where(whole_shift > 0, np.int64(1) << np.maximum(whole_shift - 1, 0), 0) * (self.mode & 1)
+        half = np.concatenate(roundings)
         values = (weight, bias, column_shift, np.concatenate(columns))
         w: TileWeights | Weights
         if self.path == "amx":
@@ -110,8 +111,8 @@ class Linear(Kernel):
             x,
             self.keep(np.array(row_shift, dtype=np.int64)),
             len(row_shift),
-            self.keep(whole_shift),
-            self.keep((w.bias + half).astype(np.int32)),
+            self.keep(np.concatenate(shifts)),
+            self.keep(w.bias + half),
             self.mode,
             Out("acc"),
             len(weight),

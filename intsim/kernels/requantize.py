@@ -17,15 +17,14 @@ class Requantize:
 
     shift [C] for each channel, row_shift [L or 1] for each token, both added; together within -31 .. 31.  `narrow`: no
     shift is negative, so that 32 bits are enough, because the proof of SPEC 7 includes the rounding constant.
-    `rounding`: the rounding constant of each channel, for a step without row_shift.
+    `rounding` [C]: the rounding constants of `shift`, for tokens that have no shift.  Both padded to whole vectors.
     """
 
     def __init__(self, tensor: Tensor, shift: Array, row_shift: Array, mode: int):
         padded = -(-len(shift) // v.LANES) * v.LANES
         self.shift = np.zeros(padded, dtype=np.int32)
         self.shift[: len(shift)] = shift
-        adds = (mode & 1) * (self.shift > 0)
-        self.rounding = (adds << np.maximum(self.shift - 1, 0)).astype(np.int32)
+        self.rounding = np.where(self.shift > 0, 1 << np.maximum(self.shift - 1, 0), 0).astype(np.int32) * (mode & 1)
         self.row_shift = np.array(row_shift, dtype=np.int64)
         self.narrow = int(shift.min() + row_shift.min() >= 0)
         self.low, self.high = limits(tensor.bits, tensor.signed)

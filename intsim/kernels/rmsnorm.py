@@ -10,7 +10,7 @@ from intsim.kernels import vector as v
 from intsim.kernels.base import In, Kernel, Out, pad
 from intsim.kernels.common import ROOTS, bit_length, find_roots, kernel, round_shift
 from intsim.kernels.memory import int8_at, int16_at, int32_at, int64_at
-from intsim.kernels.requantize import BYTE, Requantize, clamp_lanes, requantize_lanes, store_lanes
+from intsim.kernels.requantize import BYTE, Requantize, requantize_lanes, store_lanes
 from intsim.program import Operator, Program
 
 
@@ -34,7 +34,7 @@ class RmsNorm(Kernel):
             *(self.mode, *limits(out.bits, out.signed), step.narrow),  # |normed * gamma| is at most 2^29
         ]
         self.row_cost = 30 + width // 6
-        self.scratch = 24 * ROOTS + 8 * len(gamma)
+        self.scratch = 24 * ROOTS + 4 * (1 + ROOTS) * len(gamma)
 
     def inner(self) -> tuple[str, ...]:
         return ("square_sum", "rsqrt", "normed")
@@ -56,12 +56,12 @@ def norm_rows(a, first, rows, scratch):
     """`rows` rows, at most ROOTS, from `first` on: their roots are found together."""
     x, size, width, mode = a[X] + first * a[WIDTH] * a[SIZE], a[SIZE], a[WIDTH], a[MODE]
     padded = (width + 15) // 16 * 16
-    found = int64_at(scratch, 3 * ROOTS)
+    gamma, shift, rounding = int32_at(a[GAMMA], padded), int32_at(a[SHIFT], padded), int32_at(a[ROUNDING], padded)
+    found, n = int64_at(scratch, 3 * ROOTS), int32_at(scratch + 24 * ROOTS, padded)
     quotients, roots, ks = found[:ROOTS], found[ROOTS : 2 * ROOTS], found[2 * ROOTS :]
-    q, n = int32_at(scratch + 24 * ROOTS, padded), int32_at(scratch + 24 * ROOTS + 4 * padded, padded)
-    for i in range(ROOTS):
-        quotients[i] = 0
+    q_rows = scratch + 24 * ROOTS + 4 * padded
     for i in range(rows):
+        q = int32_at(q_rows + 4 * padded * i, padded)
         read_row(x + i * width * size, size, width, q)
         squares = a[EPS_Q]
         for d in range(width):
@@ -71,9 +71,9 @@ def norm_rows(a, first, rows, scratch):
         quotients[i], ks[i] = (a[D_NORM] << 52) // w, k
         if a[SQUARE_SUM]:
             int64_at(a[SQUARE_SUM] + 8 * (first + i), 1)[0] = squares
-    find_roots(quotients, roots)
+    find_roots(quotients, roots)  # behind the rows, of whatever is there
     for i in range(rows):
-        read_row(x + i * width * size, size, width, q)
+        q = int32_at(q_rows + 4 * padded * i, padded)
         root, s = roots[i], 14 + a[D_SHIFT] - ks[i]
         if mode <= 1 and s >= 0:
             half = ((np.int64(1) << s) >> 1) & -mode
@@ -89,24 +89,12 @@ def norm_rows(a, first, rows, scratch):
             for d in range(width):
                 target[d] = n[d]
         if a[OUT]:
-            finish_row(a, n, a[OUT] + (first + i) * width)
-
-
-@kernel
-def finish_row(a, n, out):
-    """Requantizes a row, normed * gamma, to the address `out`.  n: `normed`, int32 [width], padded to whole vectors."""
-    width, mode, low, high, narrow = a[WIDTH], a[MODE], a[LOW], a[HIGH], a[NARROW]
-    padded = (width + 15) // 16 * 16
-    gamma, shift, half = int32_at(a[GAMMA], padded), int32_at(a[SHIFT], padded), int32_at(a[ROUNDING], padded)
-    whole = width // 16 * 16 if narrow and mode <= 1 else 0
-    target = int8_at(out, width)
-    for d in range(0, whole, 16):
-        product = v.add(v.mul(v.load_int32(n, d), v.load_int32(gamma, d)), v.load_int32(half, d))
-        v.store_int8(target, d, clamp_lanes(v.ashr(product, v.load_int32(shift, d)), low, high))
-    for d in range(whole, padded, 16):
-        product = v.mul(v.load_int32(n, d), v.load_int32(gamma, d))
-        y = requantize_lanes(product, v.load_int32(shift, d), v.load_int32(half, d), mode, low, high, narrow)
-        store_lanes(out + d, BYTE, min(16, width - d), y)
+            out = a[OUT] + (first + i) * width
+            for d in range(0, padded, 16):
+                product = v.mul(v.load_int32(n, d), v.load_int32(gamma, d))
+                count, unit = v.load_int32(shift, d), v.load_int32(rounding, d)
+                y = requantize_lanes(product, count, unit, mode, a[LOW], a[HIGH], a[NARROW])
+                store_lanes(out + d, BYTE, min(16, width - d), y)
 
 
 @kernel
