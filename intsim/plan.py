@@ -10,15 +10,16 @@ import contextlib
 import os
 import threading
 import weakref
-from collections.abc import Collection, Mapping
-from itertools import zip_longest
+from collections.abc import Callable, Collection, Mapping
 
 import numpy as np
 
+from intsim.kernels import cpu
 from intsim.kernels.base import BATCH, In, Kernel, Out
+from intsim.kernels.dot import HALF
 from intsim.kernels.dot import ROWS as TILE
 from intsim.kernels.memory import address_of, make_lock
-from intsim.kernels.run import COUNTERS, DISMISS, NUMBER, SEAT, SEATS, make_group, run
+from intsim.kernels.run import CHUNK, COUNTERS, DISMISS, LINE, NUMBER, SEAT, SEATS, compiled, make_group, run
 from intsim.kernels.scan.arguments import BLOCK
 from intsim.kernels.tiles import SIDE
 from intsim.program import Array, Program, Tensor
@@ -26,8 +27,8 @@ from intsim.program import Array, Program, Tensor
 GRAIN = 15_000  # nanoseconds of work that are worth a task of their own
 ROWS = 64  # most rows of a task: what its operators make stays in the cache
 PARTS = 2  # a task is what is left, over this and the number of threads: large ones first, and all end together
-LINE = 64  # bytes
-TILES = (SIDE, TILE)  # rows of a tile of the matrix products, in tile and in vector registers: a task has whole tiles
+FETCHED = 1 << 18  # most bytes of constants that are fetched for a phase before it begins: a part of a second cache
+CHUNK_LINES, WORTH = 32, 16  # lines that are fetched at a time; least lines of an array that is
 
 Rare = tuple[int | None, int | None, int | None, int | None]
 spare_locks: list[int] = []  # of helpers that were dismissed: held, for others
@@ -60,6 +61,7 @@ class Workers:
     def __init__(self, threads: int, rare: Rare = (None, None, None, None)):
         self.threads = threads
         self.rare = rare
+        self._run: Callable[..., None] | None = None
         self._fork = -1
         alone = make_group((), ())
         self._group = alone, address_of(alone)
@@ -69,7 +71,9 @@ class Workers:
         if threads > 1 and self._fork != forks:  # no helpers yet, or they are another process's
             self._start()
         _alive, address = self._group  # another thread may start the helpers meanwhile, with a group of their own
-        run(address, ticket, 0, *self.rare)
+        if self._run is None:
+            self._run = compiled(self.rare)
+        self._run(address, ticket, 0, *self.rare)
 
     def _start(self) -> None:
         self._fork = forks
@@ -160,6 +164,7 @@ class Plan:
         size = -(-max(k.scratch for k in kernels) // LINE) * LINE + LINE
         self.memory = np.empty((self.threads, size), dtype=np.uint8)
         self.scratch = [address_of(row) + -address_of(row) % LINE for row in self.memory]
+        self._look_ahead(kernels)
         self.seal()
 
     def _share(self, kernels: list[Kernel], batch: int, threads: int) -> None:
@@ -172,23 +177,42 @@ class Plan:
             for i, k in enumerate(kernels):
                 if self.levels[i] == level:
                     groups.setdefault((i,) if k.by_channel else k.tokens, []).append(i)
-            shared = []
             for members in groups.values():
                 first = len(chains)
                 chains += members
                 ranges = split([kernels[i] for i in members], batch, threads)
-                shared.append([(first, len(chains), start, stop) for start, stop in ranges])
-            tasks += [task for some in zip_longest(*shared) for task in some if task is not None]
+                tasks += [(first, len(chains), start, stop) for start, stop in ranges]
             phases.append(len(tasks))
         self.chains, self.tasks = np.array(chains, dtype=np.int64), np.array(tasks, dtype=np.int64)
         self.phases = np.array(phases, dtype=np.int64)
+
+    def _look_ahead(self, kernels: list[Kernel]) -> None:
+        """Makes `ahead` and `chunks` (see kernels.run): each thread, in every phase, some with each step, fetches the
+        constants that the next phase reads into its second cache.
+        """
+        chunks: list[tuple[int, int]] = []
+        ahead: list[tuple[int, int, int]] = []
+        for phase, (begin, end) in enumerate(zip(self.phases, self.phases[1:], strict=False)):
+            first, left = len(chunks), FETCHED
+            arrays = [a for k, level in zip(kernels, self.levels, strict=True) if level == phase + 1 for a in k.kept]
+            for array in arrays:
+                lines = min(array.nbytes, left) // LINE
+                if lines >= WORTH:
+                    left -= lines * LINE
+                    starts = range(0, lines, CHUNK_LINES)
+                    chunks += [(address_of(array) + at * LINE, min(CHUNK_LINES, lines - at)) for at in starts]
+            steps = int((self.tasks[begin:end, 1] - self.tasks[begin:end, 0]).sum())
+            ahead.append((first, len(chunks), -(-(len(chunks) - first) * self.threads // steps)))
+        self.chunks = np.array(chunks, dtype=np.int64).reshape(-1, 2)
+        self.ahead = np.array(ahead, dtype=np.int64)
+        self.ahead[:, :2] = address_of(self.chunks) + CHUNK * self.ahead[:, :2]
 
     def seal(self) -> None:
         """Makes what is at the address `ticket` (see kernels.run)."""
         levels = len(self.phases) - 1
         self.marks = np.zeros(levels * COUNTERS, dtype=np.int64)
         arrays = map(address_of, (self.steps, self.begins, self.chains, self.tasks, self.phases))
-        numbers = [self.threads, *arrays, levels, address_of(self.marks), *self.scratch]
+        numbers = [self.threads, *arrays, levels, address_of(self.marks), address_of(self.ahead), *self.scratch]
         self._ticket = np.array(numbers, dtype=np.int64)
         self.ticket = address_of(self._ticket)
 
@@ -256,23 +280,39 @@ def place(
 
 
 def split(kernels: list[Kernel], batch: int, threads: int) -> list[tuple[int, int]]:
-    """Ranges of rows (or channels) of a chain's tasks."""
+    """Ranges of rows (or channels) of a chain's tasks; threads begin at both ends (see kernels.run).
+
+    Rows: large tasks at the ends, in rounds of one for each thread, all alike: of half of what is left, in the end of
+    all.  Channels: far from each other what is done at a time, near what one thread does next: they share lines of the
+    cache.
+    """
     k = kernels[0]
     total = k.channels if k.by_channel else batch * k.tokens
     if k.by_channel:
-        # far from each other what is done at a time, near what one thread does next: they share lines of the cache
-        blocks = range(0, total, BLOCK)
-        each = -(-len(blocks) // threads)
-        starts = [start for first in range(each) for start in blocks[first::each]]
-        return [(start, min(start + BLOCK, total)) for start in starts]
-    tile = TILES[0] if k.path == "amx" and total >= TILES[0] * threads else TILES[1]
-    least = GRAIN // max(sum(k.row_cost for k in kernels), 1)
+        starts = range(0, total, BLOCK)
+        each = -(-len(starts) // threads)
+        order = from_both_ends([list(starts[first::each]) for first in range(each)])
+        return [(start, min(start + BLOCK, total)) for start in order]
+    unit = SIDE if k.path == "amx" and total >= SIDE * threads else HALF if k.path in cpu.WIDE else TILE
+    least = GRAIN // max(sum(k.row_cost for k in kernels), 1) + 1
     most = -(-total // (threads * -(-total // (threads * ROWS))))  # as many for each thread
-    ranges: list[tuple[int, int]] = []
-    start = 0
-    while start < total:
-        size = min(max((total - start) // (PARTS * threads), least), most) if threads > 1 else most
-        size = max((2 * size // tile + 1) // 2, 1) * tile  # the nearest number of tiles
-        ranges.append((start, min(start + size, total)))
-        start += size
-    return ranges
+    parts = PARTS * threads if threads > 1 else 1
+    rounds: list[list[int]] = []
+    rest = total
+    while rest:
+        ends = rest <= parts * least
+        some = min(threads, -(-rest // least)) if ends else threads
+        size = min(-(-rest // some) if ends else max(rest // parts, least), most)
+        size = unit * (-(-size // unit) if ends else max((2 * size // unit + 1) // 2, 1))  # whole tiles
+        taken = min(some * size, rest)
+        rounds.append([min(size, taken - at) for at in range(0, taken, size)])
+        rest -= taken
+    stops = np.cumsum(from_both_ends(rounds)).tolist()
+    return list(zip([0, *stops[:-1]], stops, strict=True))
+
+
+def from_both_ends(rounds: list[list[int]]) -> list[int]:
+    """What threads are to take in some rounds, in an order from which every second one takes what is last."""
+    front = [item for some in rounds for item in some[::2]]
+    back = [item for some in rounds for item in some[1::2]]
+    return front + back[::-1]

@@ -6,6 +6,7 @@ INTSIM_RANDOM_PROGRAMS=500 runs that many random Programs instead of 60.
 from __future__ import annotations
 
 import dataclasses
+import heapq
 import multiprocessing
 import os
 import re
@@ -13,6 +14,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections import deque
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from fractions import Fraction
@@ -249,37 +251,41 @@ def test_linear_without_accumulators(path: str, rounding: str, monkeypatch: pyte
     rng = np.random.default_rng(5)
     inside = set()
     formats = {"dt": Out(8, 0), "B": Out(5, 2), "C": Out(16, -8)}
-    for shifts, counts in (
-        ((0,), (64,)),
-        ((2,), (66,)),
-        ((0, 1), (30, 39)),
-        ((0, 1), (32, 37)),
-        ((7, 0), (67, 63)),
-        ((8, 0), (67, 63)),
-        ((1, 3), (33, 33)),
-        ((0, 2, 7, 3), (1, 40, 41, 50)),
+    for axis, shifts, counts in (
+        ("channel", (0,), (64,)),
+        ("channel", (2,), (66,)),
+        ("channel", (0, 1), (30, 39)),
+        ("channel", (0, 1), (32, 37)),
+        ("channel", (7, 0), (67, 63)),
+        ("channel", (8, 0), (67, 63)),
+        ("channel", (1, 3), (33, 33)),
+        ("channel", (0, 2, 7, 3), (1, 40, 41, 50)),
+        ("token", (3, 0, 7), (2, 6, 5)),
     ):
         b = Builder("linear", rounding=rounding, image=(1, 1, 1), classes=["one"])
-        tokens, inputs = 13, sum(counts)
+        tokens, inputs = 13, sum(counts) if axis == "channel" else 70
         index = rng.permutation(np.repeat(np.arange(len(counts)), counts))
         b.program.arrays["x.group"] = index.astype(np.uint8)
-        terms = (Term("channel", shifts=shifts, index="x.group"),)
+        terms = (Term(axis, shifts=shifts, index="x.group"),)
         b.program.tensors["x"] = Tensor("x", "output", ("token", "channel"), (tokens, inputs), 8, True, -6, terms)
         weight = rng.choice([-128, -128, 127, -1, 1, 0, 77], (198, inputs))
         bias = rng.integers(-(2**24), 2**24, 198)
         constants = {"weight": weight, "weight_exponent": rng.integers(-14, -8, 198), "bias": bias}
         segments = [{"port": p, "start": 66 * i, "stop": 66 * i + 66} for i, p in enumerate(formats)]
         op = b.add("linear", "l", {"x": "x"}, constants, {"segments": segments}, formats)
-        values = rng.choice([-128, -128, 127, 127, 0, 1, -1, 50], (2, tokens, inputs)).astype(np.int8)
-        got = run_operator(b.program, op, {"x": values}, list(formats))
-        for i in range(2):
+        values = rng.choice([-128, -128, 127, 127, 0, 1, -1, 50], (6, tokens, inputs)).astype(np.int8)
+        # the last tile has 1 to 6 of the rows if one thread has them all
+        runs = [run_operator(b.program, op, {"x": values[:n]}, list(formats), threads=1) for n in range(1, 7)]
+        runs.append(run_operator(b.program, op, {"x": values}, list(formats), threads=2))
+        for i in range(6):
             wanted = KINDS["linear"].run(View(b.program, op), {"x": values[i].astype(np.int64)})
             for port in formats:
-                assert np.array_equal(got[op.tensor(port)][i], wanted[port]), (shifts, port)
                 assert len(np.unique(wanted[port])) > 10
+                for got in runs[i:]:
+                    assert np.array_equal(got[op.tensor(port)][i], wanted[port]), (shifts, port)
         weights = bind(b.program, op).weights  # type: ignore[attr-defined]
         if isinstance(weights, dot.Weights):
-            inside.add((len(counts), weights.whole_start is not None))
+            inside.add((len(counts) if axis == "channel" else 1, weights.whole_start is not None))
     if path == "avx512vnni":
         assert inside == {(1, True), (1, False), (2, True), (2, False), (4, True)}
 
@@ -854,8 +860,9 @@ def test_scans(rounding: str, lowest: int, states: int, channels: int) -> None:
                 step = np.array([scan.Scan.code, *numbers], dtype=np.int64)
                 one = [np.array(n, dtype=np.int64) for n in ([0, len(step)], [0], [[0, 1, 0, channels]], [0, 1])]
                 marks, group = np.zeros(run.COUNTERS, dtype=np.int64), run.make_group((), ())
-                at = memory.address_of(scratch)
-                addresses = [*map(memory.address_of, (step, *one)), 1, memory.address_of(marks), at + -at % 64]
+                at, ahead = memory.address_of(scratch), np.zeros(3, dtype=np.int64)
+                counters = [memory.address_of(marks), memory.address_of(ahead)]
+                addresses = [*map(memory.address_of, (step, *one)), 1, *counters, at + -at % 64]
                 ticket = np.array([1, *addresses], dtype=np.int64)
                 run.run(memory.address_of(group), memory.address_of(ticket), 0, None, 1, 1, 1)
                 found.append(made)
@@ -1066,16 +1073,61 @@ def test_every_kind_has_a_kernel(program: Program) -> None:
 
 
 def test_tasks_share_all_rows() -> None:
-    """Each row is in one task, in order; no task is longer than it may be, and the longest come first."""
-    for path, tile in (("amx", 16), ("avx512vnni", 6)):
+    """Each row is in one task, in order; threads that take tasks of rows alike from both ends are done together."""
+    for path, tile in (("amx", 16), ("avx512vnni", 3), ("avx2", 6)):
         for row_cost in (0, 1, 200, 800, 40_000):
             part: Any = SimpleNamespace(by_channel=False, path=path, row_cost=row_cost, tokens=1)
+            least = min(plan.GRAIN // max(2 * row_cost, 1) + 1, plan.ROWS)  # rows that are worth a task of their own
             for threads in (1, 2, 3, 8, 64):
                 for total in (*range(1, 200), 1576, 6304):
                     ranges = plan.split([part, part], total, threads)
                     starts, stops = zip(*ranges, strict=True)
                     assert (0, *stops) == (*starts, total) and all(a < b for a, b in ranges)
-                    sizes = [b - a for a, b in ranges]
-                    assert sizes == sorted(sizes, reverse=True) and sizes[0] < plan.ROWS + tile
-                    if total > 2 * tile:
-                        assert len(ranges) >= min(threads, 2)
+                    sizes = deque(b - a for a, b in ranges)
+                    assert max(sizes) < plan.ROWS + tile
+                    done = [(0, thread) for thread in range(threads)]
+                    while sizes:
+                        rows, thread = heapq.heappop(done)
+                        more = sizes.pop() if thread % 2 else sizes.popleft()
+                        heapq.heappush(done, (rows + more, thread))
+                    assert max(done)[0] < -(-total // threads) + max(tile, least)
+
+
+def test_tasks_share_all_channels() -> None:
+    """Each block of channels is in one task; what a thread takes, they being equally fast, lies side by side."""
+    for channels, threads in ((384, 1), (384, 2), (384, 3), (384, 4), (391, 2), (16, 2), (5, 3), (70, 2), (200, 64)):
+        part: Any = SimpleNamespace(by_channel=True, channels=channels)
+        ranges = plan.split([part], 1, threads)
+        blocks = range(0, channels, arguments.BLOCK)
+        assert sorted(ranges) == [(start, min(start + arguments.BLOCK, channels)) for start in blocks]
+        left, taken = deque(start // arguments.BLOCK for start, _ in ranges), [[] for _ in range(threads)]
+        while left:
+            for thread in range(min(threads, len(left))):
+                taken[thread].append(left.pop() if thread % 2 else left.popleft())
+        for mine in taken if len(blocks) % threads == 0 else ():
+            assert mine == list(range(mine[0], mine[0] + len(mine)))
+
+
+def test_constants_of_the_next_phase_are_fetched() -> None:
+    """All of some size, in the order in which they are read, up to a part of a cache; by every thread, in good time."""
+    program = random_program(8, dataclasses.replace(SIZE, width=192, inner=384))
+    bound = Engine(program)._kernels
+    for threads in (1, 2, 5):
+        p = plan.Plan(program, bound, 2, {program.logits}, threads)
+        fetched = set()
+        for phase, (first, behind, some) in enumerate(p.ahead.tolist()):
+            first, behind = ((at - memory.address_of(p.chunks)) // run.CHUNK for at in (first, behind))
+            spans = [(at, at + run.LINE * lines) for at, lines in p.chunks[first:behind].tolist()]
+            assert sum(stop - start for start, stop in spans) <= plan.FETCHED
+            next_ones = [k for k, level in zip(bound, p.levels, strict=True) if level == phase + 1]
+            kept = [(memory.address_of(a), a.nbytes) for k in next_ones for a in k.kept if a.nbytes >= 1024]
+            for start, stop in spans:
+                assert stop - start <= plan.CHUNK_LINES * run.LINE
+                assert any(at <= start and stop <= at + size for at, size in kept)
+            if sum(size for _, size in kept) <= plan.FETCHED:
+                assert sum(stop - start for start, stop in spans) == sum(size // 64 * 64 for _, size in kept)
+            tasks = p.tasks[p.phases[phase] : p.phases[phase + 1]]
+            assert some * (tasks[:, 1] - tasks[:, 0]).sum() >= p.threads * len(spans)
+            fetched |= {k.op.kind for k in next_ones if spans}
+        assert {"linear", "scan"} <= fetched and p.ahead[-1, 0] == p.ahead[-1, 1]
+

@@ -621,6 +621,7 @@ class InARun:
         count = len(self.steps.tasks)
         self.steps.tasks = np.tile(self.steps.tasks, (PHASES, 1))
         self.steps.phases = np.arange(PHASES + 1, dtype=np.int64) * count
+        self.steps.ahead = np.tile(self.steps.ahead, (PHASES, 1))
         self.steps.seal()
         self.workers = Workers(threads, rare([kernel]))
 

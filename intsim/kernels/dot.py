@@ -51,6 +51,7 @@ from intsim.program import Array
 intrinsic: Any = numba_intrinsic
 
 ROWS = 6  # of a tile: 24 vectors of sums, 4 of weights and one of inputs are what 32 registers hold
+HALF = 3  # rows of a tile that is made of the last rows, if they are no more
 WIDEST = 4  # vectors of 16 outputs in a tile
 EIGHT_BITS = ("avx512vnni", "avxvnni")
 
@@ -247,9 +248,9 @@ def _multiply_add(builder: Any, path: str, acc: Any, x: Any, w: Any) -> Any:
 
 
 def _sums(
-    builder: Any, path: str, vectors: int, args: list[Any], pairs: bool = False
+    builder: Any, path: str, vectors: int, args: list[Any], pairs: bool = False, height: int = ROWS
 ) -> dict[tuple[int, int, int], Any]:
-    """Emits the sums of a tile of ROWS rows by 16 * vectors outputs; (row, vector, half) -> pointer to a sum.
+    """Emits the sums of a tile of `height` rows by 16 * vectors outputs; (row, vector, half) -> pointer to a sum.
 
     pairs: two pieces of the rows a step: fewer instructions, in longer code.  args: addresses of the packed rows and
     weights, bytes from vector to vector of the weights, depth, address and number of the groups' ends, address of the
@@ -262,10 +263,10 @@ def _sums(
     sums = {}
     for q, half in parts:
         first = builder.load(place(builder, start, 64 * q + 32 * half, vector), align=4)
-        for r in range(ROWS):
+        for r in range(height):
             sums[r, q, half] = cgutils.alloca_once_value(builder, first)
     columns = [builder.add(w, builder.mul(w_stride, ir.Constant(I64, q))) for q in range(vectors)]
-    rows = [builder.add(x, builder.mul(depth, ir.Constant(I64, 4 * r))) for r in range(ROWS)]
+    rows = [builder.add(x, builder.mul(depth, ir.Constant(I64, 4 * r))) for r in range(height)]
     done = cgutils.alloca_once_value(builder, ir.Constant(I64, 0))
 
     def add_piece(piece: Any, following: int) -> None:
@@ -274,7 +275,7 @@ def _sums(
         for q, half in parts:
             column = builder.add(columns[q], offset)
             weights[q, half] = builder.load(place(builder, column, 64 * following + 32 * half, vector), align=32)
-        for r in range(ROWS):
+        for r in range(height):
             row = builder.add(rows[r], place_in_row)
             value = builder.load(place(builder, row, 4 * following, I32), align=4)
             for part in parts:
@@ -375,37 +376,43 @@ def finish_row(
                 builder.store(word, place(builder, target, 64 * i, I32X16), align=1)
 
 
-@intrinsic
-def finished_tile(
-    typing: Any, x: Any, w: Any, w_stride: Any, depth: Any, ends: Any, groups: Any, start: Any, lefts: Any, bias: Any,
-    shift: Any, low: Any, high: Any, size: Any, rows: Any, out: Any, out_stride: Any,
-) -> Any:  # fmt: skip
-    """A tile of 64 outputs, requantized without leaving the registers: `rows` rows to the address `out`.
+def _finished_64(height: int) -> Any:
+    @intrinsic
+    def finished(
+        typing: Any, x: Any, w: Any, w_stride: Any, depth: Any, ends: Any, groups: Any, start: Any, lefts: Any,
+        bias: Any, shift: Any, low: Any, high: Any, size: Any, rows: Any, out: Any, out_stride: Any,
+    ) -> Any:  # fmt: skip
+        """A tile of 64 outputs, requantized without leaving the registers: `rows` rows to the address `out`.
 
-    lefts: address of int64 [ROWS], a left shift for each row, after which bias, with the rounding constant, an address
-    of int32 [64], is added; or 0: the sums' first values include it.  shift: address of int32 [64]; size: bytes of an
-    output, 1 or 2; out_stride: bytes from row to row.
-    """
+        lefts: address of int64 [height], a left shift for each row, after which bias, with the rounding constant, an
+        address of int32 [64], is added; or 0: the sums' first values include it.  shift: address of int32 [64]; size:
+        bytes of an output, 1 or 2; out_stride: bytes from row to row.
+        """
 
-    def generate(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-        if "avx512vnni" not in cpu.available():
+        def generate(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+            if "avx512vnni" not in cpu.available():
+                return context.get_dummy_value()
+            sums = _sums(builder, "avx512vnni", WIDEST, args[:7], pairs=True, height=height)
+            lefts, bias, shift, low, high, size, rows, out, out_stride = args[7:]
+            with builder.if_then(builder.icmp_signed("!=", lefts, ir.Constant(I64, 0))):
+                for r in range(height):
+                    left = builder.load(place(builder, lefts, 8 * r, I64), align=8)
+                    for q in range(WIDEST):
+                        value = shift_left(builder, builder.load(sums[r, q, 0]), left)
+                        builder.store(add_bias(builder, value, bias, q), sums[r, q, 0])
+            for r in range(height):
+                with builder.if_then(builder.icmp_signed("<", ir.Constant(I64, r), rows)):
+                    values = [builder.load(sums[r, q, 0]) for q in range(WIDEST)]
+                    target = builder.add(out, builder.mul(out_stride, ir.Constant(I64, r)))
+                    finish_row(builder, values, shift, low, high, size, target)
             return context.get_dummy_value()
-        sums = _sums(builder, "avx512vnni", WIDEST, args[:7], pairs=True)
-        lefts, bias, shift, low, high, size, rows, out, out_stride = args[7:]
-        with builder.if_then(builder.icmp_signed("!=", lefts, ir.Constant(I64, 0))):
-            for r in range(ROWS):
-                left = builder.load(place(builder, lefts, 8 * r, I64), align=8)
-                for q in range(WIDEST):
-                    value = shift_left(builder, builder.load(sums[r, q, 0]), left)
-                    builder.store(add_bias(builder, value, bias, q), sums[r, q, 0])
-        for r in range(ROWS):
-            with builder.if_then(builder.icmp_signed("<", ir.Constant(I64, r), rows)):
-                values = [builder.load(sums[r, q, 0]) for q in range(WIDEST)]
-                target = builder.add(out, builder.mul(out_stride, ir.Constant(I64, r)))
-                finish_row(builder, values, shift, low, high, size, target)
-        return context.get_dummy_value()
 
-    return types.void(*[types.int64] * 16), generate
+        return types.void(*[types.int64] * 16), generate
+
+    return finished
+
+
+finished_tile, finished_half = _finished_64(ROWS), _finished_64(HALF)
 
 
 def _finished_16(path: str) -> Any:

@@ -17,6 +17,7 @@ from intsim.kernels.dot import (
     DEPTH,
     ENDS,
     GROUPS,
+    HALF,
     INPUTS,
     PACKED,
     PATH,
@@ -27,6 +28,7 @@ from intsim.kernels.dot import (
     WIDEST,
     Weights,
     finished_16,
+    finished_half,
     finished_pairs_16,
     finished_tile,
     pack_rows,
@@ -190,13 +192,19 @@ def linear_block(a, x, first, rows, scratch):
         weights = a[DEPTH] * 64
         target = a[segment + OUT] + (first * width + column) * size
         if a[PATH] == 1 and whole_block(a, segment, column, WIDE_BLOCK):
+            at, bias, shift = a[PACKED] + vector * weights, a[ROUNDED_BIAS] + vector * 64, a[SHIFT] + vector * 64
             for r in range(0, rows, ROWS):
-                finished_tile(
-                    packed + r * stride, a[PACKED] + vector * weights, weights, a[DEPTH], a[ENDS], a[GROUPS],
-                    start + vector * 64, lefts + 8 * r if apart else 0, a[ROUNDED_BIAS] + vector * 64,
-                    a[SHIFT] + vector * 64, a[segment + LOW], a[segment + HIGH], size, min(ROWS, rows - r),
-                    target + r * width * size, width * size,
-                )  # fmt: skip
+                x_row, left, many = packed + r * stride, lefts + 8 * r if apart else 0, min(ROWS, rows - r)
+                if many > HALF:
+                    finished_tile(
+                        x_row, at, weights, a[DEPTH], a[ENDS], a[GROUPS], start + vector * 64, left, bias, shift,
+                        a[segment + LOW], a[segment + HIGH], size, many, target + r * width * size, width * size,
+                    )  # fmt: skip
+                else:
+                    finished_half(
+                        x_row, at, weights, a[DEPTH], a[ENDS], a[GROUPS], start + vector * 64, left, bias, shift,
+                        a[segment + LOW], a[segment + HIGH], size, many, target + r * width * size, width * size,
+                    )  # fmt: skip
             vector += WIDEST
         elif 2 <= a[PATH] <= 3 and whole_block(a, segment, column, NARROW_BLOCK):
             at, bias, shift = a[PACKED] + vector * weights, a[ROUNDED_BIAS] + vector * 64, a[SHIFT] + vector * 64

@@ -126,6 +126,19 @@ def give_way(typing: Any) -> Any:
     return types.void(), generate
 
 
+@intrinsic
+def fetch_ahead(typing: Any, address: Any) -> Any:
+    """Asks for a line of memory to be brought into the second cache."""
+
+    def generate(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        read, second_cache, data = (ir.Constant(I32, number) for number in (0, 2, 1))
+        where = builder.inttoptr(args[0], cgutils.voidptr_t)
+        call(builder, "llvm.prefetch.p0i8", ir.VoidType(), where, read, second_cache, data)
+        return context.get_dummy_value()
+
+    return types.void(types.int64), generate
+
+
 def make_lock() -> int:
     """Address of a lock of the interpreter, held; it is never freed, but may be used again when it is held again."""
     api = ctypes.pythonapi

@@ -3,15 +3,17 @@
 
 A step is a kernel with its arguments; a task is a chain of steps on a range of rows (or channels); tasks of one phase
 do not depend on each other, and a phase begins when the one before is done.  Every thread takes the next task that is
-left, so that none waits for one that has not started, and which thread runs a task never changes its result.  A helper
-that comes when the caller's thread is through finds the door closed.
+left, so that none waits for one that has not started, and every second thread the last, so that most rows stay in the
+cache of the same thread from phase to phase; which thread runs a task never changes its result.  A helper that comes
+when the caller's thread is through finds the door closed.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 
 import numpy as np
+from numba import types
 
 from intsim.kernels.add import add
 from intsim.kernels.common import kernel
@@ -26,6 +28,7 @@ from intsim.kernels.memory import (
     exchange,
     fetch,
     fetch_add,
+    fetch_ahead,
     give_way,
     int64_at,
     release,
@@ -41,7 +44,9 @@ from intsim.program import Array
 PATIENCE = 20_000  # looks at a counter before the CPU is given away
 ALERT = 200_000  # looks at the bell, 70 us or more, before a helper goes to sleep, from which waking takes 50 us
 COUNTERS = 16  # int64 from phase to phase, so that two phases share no cache line
-DONE = 1 << 32  # one task done, in a phase's counter; the bits below count the tasks taken, or looked for in vain
+COUNT_BITS = 21
+# in a phase's counter: a task taken from the front, or looked for there in vain; likewise from the back; a task done
+FRONT, BACK, DONE = 1, 1 << COUNT_BITS, 1 << 2 * COUNT_BITS
 # the bell: helpers inside, a bit for the closed door, and from RUN on the number of the run
 INSIDE, CLOSED, RUN = (1 << 32) - 1, 1 << 32, 33
 CPUS = 16  # int64 that have a bit for each CPU
@@ -53,7 +58,8 @@ SEATS = MAY + CPUS  # where the first thread's place begins
 SEAT = 8 + CPUS  # from thread to thread
 ASLEEP, LOCK, NUMBER, FREE = 1, 2, 3, 8  # places in a thread's place
 DISMISS = -1  # in place of a thread
-THREADS, STEPS, BEGINS, CHAINS, TASKS, PHASES, LEVELS, MARKS, SCRATCH = range(9)  # places in a ticket
+CHUNK, LINE = 16, 64  # bytes of a chunk of the memory to be fetched (two int64), and of a line of the cache
+THREADS, STEPS, BEGINS, CHAINS, TASKS, PHASES, LEVELS, MARKS, AHEAD, SCRATCH = range(10)  # places in a ticket
 
 
 @kernel
@@ -65,10 +71,11 @@ def run(group, ticket, thread, narrow, lanes, avx2, avx512):
     may take part; addresses of steps (the arguments of all steps, each behind its code), begins [n + 1] (where each
     step begins), chains (steps of the chains, one after the other), tasks [tasks, 4] (first and behind the last place
     in `chains`, first and behind the last row) and phases [phases + 1] (first task of each), all int64; how many
-    phases; address of int64 [phases * COUNTERS], a counter of tasks for each phase; for each thread the address of its
-    scratch memory.  thread: DISMISS lets all helpers return.  narrow: an int64 of any value if there may be narrow
-    accumulators, else None; lanes, avx2, avx512: likewise for the scan's kernels of these names.  What is None is not
-    compiled.
+    phases; address of int64 [phases * COUNTERS], a counter of tasks for each phase; address of ahead [phases, 3], what
+    each thread fetches for the next phase: addresses of the first of its chunks, int64 [2] each (address, lines of the
+    cache), and behind the last, and how many of them go with a step; for each thread the address of its scratch memory.
+    thread: DISMISS lets all helpers return.  narrow: an int64 of any value if there may be narrow accumulators, else
+    None; lanes, avx2, avx512: likewise for the scan's kernels of these names.  What is None is not compiled.
 
     Thread 0 opens the door as it rings, closes it when no task is left, and waits for the helpers inside; behind a
     closed door none touches anything of a run.  A thread that finds the group led by another works alone.  A helper
@@ -107,21 +114,26 @@ def run(group, ticket, thread, narrow, lanes, avx2, avx512):
             t = int64_at(at, SCRATCH + thread + 1)
             if thread < t[THREADS]:
                 levels, scratch = t[LEVELS], t[SCRATCH + thread]
+                end = np.int64(BACK if thread & 1 else FRONT)
                 marks, phases = int64_at(t[MARKS], levels * COUNTERS), int64_at(t[PHASES], levels + 1)
                 tasks, chains = int64_at(t[TASKS], 4 * phases[levels]), int64_at(t[CHAINS], 1)
                 begins, steps = int64_at(t[BEGINS], 1), int64_at(t[STEPS], 1)
                 for phase in range(levels):
                     count = phases[phase + 1] - phases[phase]
+                    ahead = int64_at(t[AHEAD] + 24 * phase, 3)
+                    chunk, behind, some = ahead[0], ahead[1], ahead[2]
                     last = np.int64(0)  # DONE if there was a task before
                     while True:
-                        task = fetch_add(marks, phase * COUNTERS, last + 1) & (DONE - 1)
-                        if task >= count:
+                        taken = fetch_add(marks, phase * COUNTERS, last + end)
+                        front, back = taken & BACK - 1, taken >> COUNT_BITS & BACK - 1
+                        if front + back >= count:
                             break
                         last = np.int64(DONE)
-                        place = 4 * (phases[phase] + task)
+                        place = 4 * (phases[phase] + front if end == FRONT else phases[phase + 1] - 1 - back)
                         start, stop = tasks[place + 2], tasks[place + 3]
                         for link in range(tasks[place], tasks[place + 1]):
                             step = chains[link]
+                            chunk = fetch_some(chunk, min(chunk + some * CHUNK, behind))
                             code = steps[begins[step]]
                             a = int64_at(t[STEPS] + 8 * (begins[step] + 1), begins[step + 1] - begins[step] - 1)
                             if code == 0:
@@ -176,6 +188,25 @@ def run(group, ticket, thread, narrow, lanes, avx2, avx512):
             if fetch(memory, BELL) >> RUN == heard or exchange(memory, place + ASLEEP, 0) == 0:
                 acquire(memory[place + LOCK])
             fetch_add(memory, AWAKE, 1)
+
+
+def compiled(rare: Sequence[int | None]) -> Callable[..., None]:
+    """`run` compiled for such last arguments; unlike `run` itself it does not look at their types at each call."""
+    kinds = (types.none if some is None else types.int64 for some in rare)
+    function: Callable[..., None] = run.compile((types.int64, types.int64, types.int64, *kinds))
+    return function
+
+
+@kernel
+def fetch_some(chunk, stop):
+    """Brings the memory that the chunks from the address `chunk` to `stop` name into the second cache; returns `stop`.
+    """
+    while chunk < stop:
+        where = int64_at(chunk, 2)
+        for line in range(where[1]):
+            fetch_ahead(where[0] + LINE * line)
+        chunk += CHUNK
+    return stop
 
 
 @kernel
