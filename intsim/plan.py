@@ -26,6 +26,7 @@ from intsim.program import Array, Program, Tensor
 
 GRAIN = 15_000  # nanoseconds of work that are worth a task of their own
 ROWS = 64  # most rows of a task: what its operators make stays in the cache
+LEAST = 24  # rows of a task, if there are as many for each thread: all weights are read for them
 PARTS = 2  # a task is what is left, over this and the number of threads: large ones first, and all end together
 FETCHED = 1 << 18  # most bytes of constants that are fetched for a phase before it begins: a part of a second cache
 CHUNK_LINES, WORTH = 32, 16  # lines that are fetched at a time; least lines of an array that is
@@ -294,7 +295,7 @@ def split(kernels: list[Kernel], batch: int, threads: int) -> list[tuple[int, in
         order = from_both_ends([list(starts[first::each]) for first in range(each)])
         return [(start, min(start + BLOCK, total)) for start in order]
     unit = SIDE if k.path == "amx" and total >= SIDE * threads else HALF if k.path in cpu.WIDE else TILE
-    least = GRAIN // max(sum(k.row_cost for k in kernels), 1) + 1
+    least = max(GRAIN // max(sum(k.row_cost for k in kernels), 1) + 1, min(LEAST, -(-total // threads)))
     most = -(-total // (threads * -(-total // (threads * ROWS))))  # as many for each thread
     parts = PARTS * threads if threads > 1 else 1
     rounds: list[list[int]] = []

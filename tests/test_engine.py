@@ -1077,7 +1077,7 @@ def test_tasks_share_all_rows() -> None:
     for path, tile in (("amx", 16), ("avx512vnni", 3), ("avx2", 6)):
         for row_cost in (0, 1, 200, 800, 40_000):
             part: Any = SimpleNamespace(by_channel=False, path=path, row_cost=row_cost, tokens=1)
-            least = min(plan.GRAIN // max(2 * row_cost, 1) + 1, plan.ROWS)  # rows that are worth a task of their own
+            worth = min(plan.GRAIN // max(2 * row_cost, 1) + 1, plan.ROWS)  # rows that are worth a task of their own
             for threads in (1, 2, 3, 8, 64):
                 for total in (*range(1, 200), 1576, 6304):
                     ranges = plan.split([part, part], total, threads)
@@ -1090,7 +1090,7 @@ def test_tasks_share_all_rows() -> None:
                         rows, thread = heapq.heappop(done)
                         more = sizes.pop() if thread % 2 else sizes.popleft()
                         heapq.heappush(done, (rows + more, thread))
-                    assert max(done)[0] < -(-total // threads) + max(tile, least)
+                    assert max(done)[0] < -(-total // threads) + max(tile, worth)
 
 
 def test_tasks_share_all_channels() -> None:
