@@ -22,6 +22,11 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT / "tools"))
+
+import gpu_check  # noqa: E402
+
 import bitexact.fakequant  # noqa: E402
 from bitexact.compare import compare, plan  # noqa: E402
 from bitexact.fakequant import FakeQuant, InexactError  # noqa: E402
@@ -36,7 +41,6 @@ from intsim.synthetic import Size, random_program  # noqa: E402
 COUNT = int(os.environ.get("INTSIM_RANDOM_PROGRAMS", "32"))
 ROUNDINGS = ("half_up", "half_even", "half_away", "floor")
 SIZE = Size((9, 11, 3), patch=3, stride=2, width=12, depth=2, inner=20, states=8, dt_rank=3, taps=4, classes=5)
-ROOT = Path(__file__).resolve().parent.parent
 
 needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="this torch finds no CUDA device")
 
@@ -455,6 +459,46 @@ def test_gpu_check_writes_its_report(tmp_path: Path) -> None:
     again = subprocess.run([*command, "--resume"], env=environment, cwd=ROOT, capture_output=True, text=True)
     assert again.returncode == 0, again.stderr
     assert [r["images"] for r in json.loads(out.read_text())["runs"]] == [r["images"] for r in report["runs"]]
+
+
+def test_gpu_check_joins_reports(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Parts of one check, made one beside the other, become the report of the whole, in its order; others do not."""
+    whole = {**gpu_check.machine("cpu"), "finished": True, "program": "1", "model": "m", "speed": [], "runs": []}
+    form = {"form": "plain", "elements": 7, "mismatches": 0, "images": 1}
+    titles = ["embedded model, plain", *(f"random Vim-{size}, int8, half_up, plain" for size in ("tiny", "small"))]
+    tests = {"passed": 24, "failed": 0, "skipped": 0, "error": 0}
+    speed = [{"images_per_second": 3}]
+    parts = [
+        {**whole, "runs": [{**form, "title": titles[2]}], "tests": tests},
+        {**whole, "runs": [{**form, "title": title, "mismatches": 1} for title in titles[:2]], "speed": speed},
+    ]
+    paths = [tmp_path / f"{i}.json" for i in range(2)]
+    out = tmp_path / "whole.json"
+
+    def joined(*parts: dict[str, Any]) -> tuple[int, str]:
+        for path, part in zip(paths, parts, strict=True):
+            path.write_text(json.dumps(part))
+        out.unlink(missing_ok=True)
+        status = gpu_check.main(["--out", str(out), "--join", *map(str, paths)])
+        assert out.exists() == (status != 2)
+        return status, capsys.readouterr().err
+
+    assert joined(*parts) == (1, "")
+    report = json.loads(out.read_text())
+    assert [run["title"] for run in report["runs"]] == titles
+    assert (report["elements"], report["mismatches"], report["images_per_second"]) == (21, 2, 3)
+    assert (report["tests"], report["finished"]) == (tests, True)
+    assert joined(parts[0], {**parts[1], "finished": False})[0] == 1
+    assert json.loads(out.read_text())["finished"] is False
+    for other, words in (
+        ({**parts[1], "commit": "another"}, "1.json: commit is 'another', in"),
+        ({**parts[1], "runs": parts[0]["runs"]}, "1.json: 'random Vim-small, int8, half_up, plain' is also in an"),
+        ({**parts[1], "tests": tests}, "1.json: 'tests' is also in an earlier report"),
+        ({"runs": []}, "1.json is not a report of this tool"),
+    ):
+        status, error = joined(parts[0], other)
+        assert status == 2 and words in error and error.count("\n") == 1
+    assert gpu_check.numbers("0-2,8") == {0, 1, 2, 8}
 
 
 @needs_cuda

@@ -16,7 +16,13 @@ Stages (`--stages`):
 * `speed`: images a second of eval, Vim-Tiny at 224, and the scan's share of what the card can do.
 
 The report is rewritten after each piece of work; with `--resume` a later call goes on where an earlier one of the
-same commit and Program stopped, so that a limit on the time of one command (`--seconds`) does no harm.
+same commit and Program stopped, so that a limit on the time of one command (`--seconds`) does no harm.  Several calls
+may share the work, each with stages and random Programs (`--programs`) of its own; `--join` makes one report of theirs:
+
+    python tools/gpu_check.py --out a.json --stages random --programs 0-3 &
+    python tools/gpu_check.py --out b.json --stages random --programs 4-11
+    python tools/gpu_check.py --out tests/reports/gpu.json --join a.json b.json
+
 Exit status: 0 no mismatch, 1 mismatches or a failed test, 2 unusable input.
 """
 
@@ -54,6 +60,11 @@ ROUNDINGS = ("half_up", "half_even", "half_away", "floor")
 PROFILES = {"int8": 8, "wide-state": 16}
 STAGES = ("tests", "embedded", "logits", "random", "speed")
 HELD = 4 << 30  # bytes of the engine's tensors of one piece of work
+# what is the same in all reports that can be joined
+FACTS = (
+    *("card", "device", "torch", "cuda", "python", "numpy", "threads", "commit", "triton", "numba"),
+    *("program", "model"),
+)
 UNTAPPED = "untapped"  # the engine's fused kernels, which keep the insides of operators to themselves
 QUICK = Size((32, 32, 3), 8, 8, 24, 2, 48, 8, 3, 4, 10)
 INT32_LANES = 64  # 32-bit integer operations a multiprocessor of an H100 starts in a cycle
@@ -98,15 +109,51 @@ class Check:
         return made
 
     def save(self) -> None:
-        runs = self.report["runs"]
-        self.report["elements"] = sum(run["elements"] for run in runs if run["form"] != UNTAPPED)
-        self.report["untapped"] = sum(run["elements"] for run in runs if run["form"] == UNTAPPED)
-        self.report["mismatches"] = sum(run["mismatches"] for run in runs)
-        rates = [s["images_per_second"] for s in self.report["speed"]]
-        self.report["images_per_second"] = max(rates) if rates else None
         self.report["finished"] = not self.unfinished
-        self.out.parent.mkdir(parents=True, exist_ok=True)
-        write_atomically(self.out, (json.dumps(self.report, indent=1) + "\n").encode())
+        write_report(self.out, self.report)
+
+
+def write_report(out: Path, report: dict[str, Any]) -> None:
+    """Adds up the report's runs and writes it."""
+    runs = report["runs"]
+    report["elements"] = sum(run["elements"] for run in runs if run["form"] != UNTAPPED)
+    report["untapped"] = sum(run["elements"] for run in runs if run["form"] == UNTAPPED)
+    report["mismatches"] = sum(run["mismatches"] for run in runs)
+    rates = [s["images_per_second"] for s in report["speed"]]
+    report["images_per_second"] = max(rates) if rates else None
+    out.parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(out, (json.dumps(report, indent=1) + "\n").encode())
+
+
+def join(paths: list[str], out: Path) -> dict[str, Any]:
+    """Writes one report of several, of different runs on one machine, commit and Program; returns it."""
+    parts = []
+    for path in paths:
+        try:
+            part = json.loads(Path(path).read_text())
+            parts.append({key: part[key] for key in (*FACTS, "date", "runs", "speed", "finished")})
+            parts[-1].update({"tests": part["tests"]} if "tests" in part else {})
+        except (OSError, ValueError, KeyError, TypeError) as problem:
+            raise UserError(f"{path} is not a report of this tool: {problem!r}") from problem
+    whole: dict[str, Any] = {**parts[0], "runs": [], "speed": []}
+    whole.pop("tests", None)
+    for path, part in zip(paths, parts, strict=True):
+        for key in FACTS:
+            if part[key] != whole[key]:
+                raise UserError(f"{path}: {key} is {part[key]!r}, in {paths[0]} it is {whole[key]!r}")
+        done = {run["title"] for run in whole["runs"]} | {key for key in ("tests", "speed") if whole.get(key)}
+        for title in (*(run["title"] for run in part["runs"]), *(key for key in ("tests", "speed") if part.get(key))):
+            if title in done:
+                raise UserError(f"{path}: '{title}' is also in an earlier report")
+        whole["runs"] += part["runs"]
+        whole["speed"] += part["speed"]
+        whole["finished"] &= part["finished"]
+        whole.update({"tests": part["tests"]} if "tests" in part else {})
+    order = [f"random Vim-{size}, {profile}, {rounding}" for size, profile, rounding in combinations(False)]
+    place = dict(zip(order, range(len(order)), strict=True))
+    whole["runs"].sort(key=lambda run: place.get(run["title"].rpartition(", ")[0], -1))
+    write_report(out, whole)
+    return whole
 
 
 def machine(device: str) -> dict[str, Any]:
@@ -322,6 +369,8 @@ def random_stage(check: Check) -> None:
     args = check.args
     sizes = {**VIM, "quick": QUICK}
     for number, (size, profile, rounding) in enumerate(combinations(args.quick)):
+        if args.programs is not None and number not in args.programs:
+            continue
         title = f"random Vim-{size}, {profile}, {rounding}"
         titles = [f"{title}, {form}" for form in (*args.forms, UNTAPPED)]
         done = [run["images"] for run in check.report["runs"] if run["title"] in titles]
@@ -460,6 +509,34 @@ def time_scans(fake: FakeQuant, batch: int, tokens: int) -> float:
     return timed(run, 5)
 
 
+def numbers(text: str) -> set[int]:
+    """The numbers of a list such as 0-3,8."""
+    found: set[int] = set()
+    for part in text.split(","):
+        first, dash, last = part.partition("-")
+        found |= set(range(int(first), int(last if dash else first) + 1))
+    return found
+
+
+def checked(args: argparse.Namespace) -> dict[str, Any]:
+    """Does the work and returns the report."""
+    check = Check(args)
+    program = embedded_program(args)
+    check.resume(program)
+    if "tests" in args.stages and not args.quick:
+        tests_stage(check)
+    if "embedded" in args.stages:
+        embedded_stage(check, program)
+    if "logits" in args.stages:
+        logits_stage(check, program)
+    if "random" in args.stages:
+        random_stage(check)
+    if "speed" in args.stages:
+        speed_stage(check)
+    check.save()
+    return check.report
+
+
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", required=True, help="the JSON report")
@@ -473,6 +550,8 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--forms", default=None, help="plain,fast; default: both on CUDA, plain elsewhere")
     parser.add_argument("--seconds", type=float, default=float("inf"), help="start nothing new after that")
     parser.add_argument("--resume", action="store_true", help="go on with the report that --out names")
+    parser.add_argument("--programs", type=numbers, help="of the random stage, such as 0-3,8; default: all")
+    parser.add_argument("--join", nargs="+", metavar="REPORT", help="check nothing: write one report of these")
     parser.add_argument("--quick", action="store_true", help="small Programs: to test this tool")
     args = parser.parse_args(argv)
     args.stages = args.stages.split(",")
@@ -484,24 +563,10 @@ def main(argv: list[str] | None = None) -> int:
         for stage in args.stages:
             if stage not in STAGES:
                 raise UserError(f"--stages: {stage!r} is none of {', '.join(STAGES)}")
-        check = Check(args)
-        program = embedded_program(args)
-        check.resume(program)
-        if "tests" in args.stages and not args.quick:
-            tests_stage(check)
-        if "embedded" in args.stages:
-            embedded_stage(check, program)
-        if "logits" in args.stages:
-            logits_stage(check, program)
-        if "random" in args.stages:
-            random_stage(check)
-        if "speed" in args.stages:
-            speed_stage(check)
-        check.save()
+        report = join(args.join, Path(args.out)) if args.join else checked(args)
     except UserError as problem:
         print(f"gpu_check: {problem}", file=sys.stderr)
         return 2
-    report = check.report
     print(
         f"{report['mismatches']} mismatches in {report['elements']:,} integers, {len(report['runs'])} runs on "
         f"{report['card']}{'' if report['finished'] else ', not finished'}; {args.out}"

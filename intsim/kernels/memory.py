@@ -21,7 +21,8 @@ from intsim.kernels.common import kernel
 from intsim.kernels.vector import I32, I64, call
 from intsim.program import Array
 
-addressof, view = ctypes.addressof, ctypes.c_char.from_buffer  # of every array of every run: looked up once
+addressof = ctypes.addressof  # of every array of every run: looked up once
+view: Any = ctypes.c_char.from_buffer  # its stub does not know arrays
 intrinsic: Any = numba_intrinsic  # its stub does not know what it returns
 
 
