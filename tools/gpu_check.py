@@ -131,26 +131,26 @@ def join(paths: list[str], out: Path) -> dict[str, Any]:
     for path in paths:
         try:
             part = json.loads(Path(path).read_text())
-            parts.append({key: part[key] for key in (*FACTS, "date", "runs", "speed", "finished")})
-            parts[-1].update({"tests": part["tests"]} if "tests" in part else {})
+            needed = {key: part[key] for key in (*FACTS, "date", "runs", "speed", "finished")}
+            parts.append({**needed, "tests": part.get("tests")})
         except (OSError, ValueError, KeyError, TypeError) as problem:
             raise UserError(f"{path} is not a report of this tool: {problem!r}") from problem
-    whole: dict[str, Any] = {**parts[0], "runs": [], "speed": []}
-    whole.pop("tests", None)
+    whole: dict[str, Any] = {key: parts[0][key] for key in (*FACTS, "date")}
+    whole.update(runs=[], speed=[], finished=all(part["finished"] for part in parts))
+    done: set[str] = set()
     for path, part in zip(paths, parts, strict=True):
         for key in FACTS:
             if part[key] != whole[key]:
                 raise UserError(f"{path}: {key} is {part[key]!r}, in {paths[0]} it is {whole[key]!r}")
-        done = {run["title"] for run in whole["runs"]} | {key for key in ("tests", "speed") if whole.get(key)}
-        for title in (*(run["title"] for run in part["runs"]), *(key for key in ("tests", "speed") if part.get(key))):
+        for title in (*(run["title"] for run in part["runs"]), *(key for key in ("tests", "speed") if part[key])):
             if title in done:
                 raise UserError(f"{path}: '{title}' is also in an earlier report")
+            done.add(title)
         whole["runs"] += part["runs"]
         whole["speed"] += part["speed"]
-        whole["finished"] &= part["finished"]
-        whole.update({"tests": part["tests"]} if "tests" in part else {})
-    order = [f"random Vim-{size}, {profile}, {rounding}" for size, profile, rounding in combinations(False)]
-    place = dict(zip(order, range(len(order)), strict=True))
+        if part["tests"]:
+            whole["tests"] = part["tests"]
+    place = {random_title(*combination): i for i, combination in enumerate(combinations(False))}
     whole["runs"].sort(key=lambda run: place.get(run["title"].rpartition(", ")[0], -1))
     write_report(out, whole)
     return whole
@@ -241,6 +241,11 @@ def combinations(quick: bool) -> list[tuple[str, str, str]]:
     every += [("small", *pair) for pair in some[:2]]
     every += [("base", *pair) for pair in some[2:]]
     return every
+
+
+def random_title(size: str, profile: str, rounding: str) -> str:
+    """What the random stage calls the runs of one of `combinations`, before their form."""
+    return f"random Vim-{size}, {profile}, {rounding}"
 
 
 # --- Stages ----------------------------------------------------------------------------------------------------------
@@ -371,7 +376,7 @@ def random_stage(check: Check) -> None:
     for number, (size, profile, rounding) in enumerate(combinations(args.quick)):
         if args.programs is not None and number not in args.programs:
             continue
-        title = f"random Vim-{size}, {profile}, {rounding}"
+        title = random_title(size, profile, rounding)
         titles = [f"{title}, {form}" for form in (*args.forms, UNTAPPED)]
         done = [run["images"] for run in check.report["runs"] if run["title"] in titles]
         if len(done) == len(titles) and min(done) >= args.photos_count:
