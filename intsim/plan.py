@@ -173,11 +173,11 @@ class Plan:
         chains: list[int] = []
         tasks: list[tuple[int, int, int, int]] = []
         phases = [0]
-        for level in range(max(self.levels) + 1):
+        for steps in steps_at(self.levels):
             groups: dict[object, list[int]] = {}
-            for i, k in enumerate(kernels):
-                if self.levels[i] == level:
-                    groups.setdefault((i,) if k.by_channel else k.tokens, []).append(i)
+            for i in steps:
+                k = kernels[i]
+                groups.setdefault((i,) if k.by_channel else k.tokens, []).append(i)
             for members in groups.values():
                 first = len(chains)
                 chains += members
@@ -193,10 +193,10 @@ class Plan:
         """
         chunks: list[tuple[int, int]] = []
         ahead: list[tuple[int, int, int]] = []
+        at_level = [*steps_at(self.levels), []]
         for phase, (begin, end) in enumerate(zip(self.phases, self.phases[1:], strict=False)):
             first, left = len(chunks), FETCHED
-            arrays = [a for k, level in zip(kernels, self.levels, strict=True) if level == phase + 1 for a in k.kept]
-            for array in arrays:
+            for array in (a for i in at_level[phase + 1] for a in kernels[i].kept):
                 lines = min(array.nbytes, left) // LINE
                 if lines >= WORTH:
                     left -= lines * LINE
@@ -245,6 +245,14 @@ def levels_of(kernels: list[Kernel]) -> list[int]:
                 level = max(level, levels[makers[name]] + (0 if rows and port in k.aligned else 1))
         levels.append(level)
     return levels
+
+
+def steps_at(levels: list[int]) -> list[list[int]]:
+    """The kernels of each phase, in their order; levels: of `levels_of`."""
+    found: list[list[int]] = [[] for _ in range(max(levels) + 1)]
+    for i, level in enumerate(levels):
+        found[level].append(i)
+    return found
 
 
 def place(
