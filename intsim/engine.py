@@ -141,29 +141,27 @@ def rare(kernels: Sequence[Kernel]) -> Rare:
     return 1 if narrow else None, lanes, avx2, avx512
 
 
-Bound = Callable[[Mapping[str, Array], Collection[str]], dict[str, Array]]
+Bound = Callable[[Mapping[str, Array]], dict[str, Array]]
 
 
-def bind_operator(program: Program, op: Operator, threads: int | None = None) -> Bound:
+def bind_operator(program: Program, op: Operator, ports: Collection[str], threads: int | None = None) -> Bound:
     """One operator of a Program, which need not be complete, bound to its kernel once, to be called many times.
 
-    The call takes its inputs by tensor name ([batch, *shape], contiguous, in their containers) and the ports that are
-    wanted, and returns those by tensor name.
+    The call takes its inputs by tensor name ([batch, *shape], contiguous, in their containers) and returns the outputs
+    named in `ports`, by tensor name.
     """
     kernel = bind(program, op)
     workers = Workers(available_threads() if threads is None else threads, rare([kernel]))
-    plans: dict[tuple[int, tuple[str, ...]], Plan] = {}
-    first = next(iter(op.inputs.values()))
+    plans: dict[int, Plan] = {}
+    first, names = next(iter(op.inputs.values())), [op.tensor(port) for port in ports]
 
-    def call(values: Mapping[str, Array], ports: Collection[str]) -> dict[str, Array]:
+    def call(values: Mapping[str, Array]) -> dict[str, Array]:
         batch = len(values[first])
-        key = (batch, tuple(ports))
-        plan = plans.get(key)
+        plan = plans.get(batch)
         if plan is None:
-            names = [op.tensor(port) for port in ports]
             if not batch:
                 return empty(program, names)
-            plan = plans[key] = Plan(program, [kernel], batch, names, workers.threads)
+            plan = plans[batch] = Plan(program, [kernel], batch, names, workers.threads)
         return plan.run(workers, values)
 
     return call
@@ -178,4 +176,4 @@ def run_operator(
     tensor name.
     """
     inputs = {name: np.array(values[name], order="C") for name in op.inputs.values()}
-    return bind_operator(program, op, threads)(inputs, ports)
+    return bind_operator(program, op, ports, threads)(inputs)

@@ -599,12 +599,12 @@ class Bound:
         self.ports = [port for port in op.outputs if op.tensor(port) in read]
         values = inputs_of(program, [op], images) if values is None else values
         self.values = {name: values[name] for name in op.inputs.values()}
-        self._call = bind_operator(program, op, threads)
-        made = self._call(self.values, self.ports)
+        self._call = bind_operator(program, op, self.ports, threads)
+        made = self._call(self.values)
         self.bytes = sum(array.nbytes for array in (*self.values.values(), *made.values()))
 
     def __call__(self) -> dict[str, Array]:
-        return self._call(self.values, self.ports)
+        return self._call(self.values)
 
 
 class InARun:
