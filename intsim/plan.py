@@ -18,8 +18,8 @@ from intsim.kernels import cpu
 from intsim.kernels.base import BATCH, In, Kernel, Out
 from intsim.kernels.dot import HALF
 from intsim.kernels.dot import ROWS as TILE
-from intsim.kernels.memory import address_of, addressof, make_lock, view
-from intsim.kernels.run import CHUNK, COUNTERS, DISMISS, LINE, NUMBER, SEAT, SEATS, compiled, make_group, run
+from intsim.kernels.memory import LINE, address_of, addressof, make_lock, view
+from intsim.kernels.run import CHUNK, COUNTERS, DISMISS, NUMBER, SEAT, SEATS, compiled, make_group, run
 from intsim.kernels.scan.arguments import BLOCK
 from intsim.kernels.tiles import SIDE
 from intsim.program import Array, Program, Tensor

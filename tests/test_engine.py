@@ -694,18 +694,17 @@ def requantized(values: Array, shifts: Array, mode: int, low: int, high: int, na
 @pytest.mark.parametrize("rounding", ROUNDINGS)
 @pytest.mark.parametrize("bits", [8, 16, 32])
 def test_requantize_lanes(rounding: str, bits: int) -> None:
-    """Every shift -31 .. 31, in the 32 bits of `narrow` and in 64."""
+    """Every value at every shift -31 .. 31, beside others in a vector; as `narrow` too where 32 bits are enough."""
     low, high = -(2 ** (bits - 1)), 2 ** (bits - 1) - 2
-    for s in range(-31, 32):
-        # the proof keeps room for the rounding constant
-        values = [x for x in VALUES if s <= 0 or x + 2 ** (s - 1) < 2**31]
-        values += [0] * (-len(values) % 16)
-        wanted = [min(max(spec_round_shift(x, s, rounding), low), high) for x in values]
-        for narrow in {0, int(s >= 0)}:
-            out = np.zeros(len(values), dtype=np.int32)
-            shifts = np.full(len(values), s, dtype=np.int32)
-            requantized(np.array(values, dtype=np.int32), shifts, common.MODES[rounding], low, high, narrow, out)
-            assert out.tolist() == wanted, s
+    pairs = [(x, s) for x in VALUES for s in range(-31, 32)]
+    # the proof keeps room for the rounding constant
+    enough = [(x, s) for x, s in pairs if s == 0 or (s > 0 and x + 2 ** (s - 1) < 2**31)]
+    for narrow, some in enumerate((pairs, enough)):
+        some += [(0, 0)] * (-len(some) % 16)
+        values, shifts = (np.array(column, dtype=np.int32) for column in zip(*some, strict=True))
+        out = np.zeros(len(some), dtype=np.int32)
+        requantized(values, shifts, common.MODES[rounding], low, high, narrow, out)
+        assert out.tolist() == [min(max(spec_round_shift(x, s, rounding), low), high) for x, s in some]
 
 
 @numba.njit
@@ -881,8 +880,9 @@ def sums_of(w: Array, x: int, rows: int, packed: int, tile: int, out: Array) -> 
     while first < w[dot.VECTORS]:
         done = 0
         for r in range(0, rows, dot.ROWS):
-            done = dot.products(w, packed + r * w[dot.DEPTH] * 4, first, tile)
-            for i in range(min(dot.ROWS, rows - r)):
+            many = min(dot.ROWS, rows - r)
+            done = dot.products(w, packed + r * w[dot.DEPTH] * 4, many, first, tile)
+            for i in range(many):
                 for c in range(done * 16):
                     out[r + i, first * 16 + c] = sums[i * done * 16 + c]
         first += done
@@ -1117,12 +1117,12 @@ def test_constants_of_the_next_phase_are_fetched() -> None:
         fetched = set()
         for phase, (first, behind, some) in enumerate(p.ahead.tolist()):
             first, behind = ((at - memory.address_of(p.chunks)) // run.CHUNK for at in (first, behind))
-            spans = [(at, at + run.LINE * lines) for at, lines in p.chunks[first:behind].tolist()]
+            spans = [(at, at + memory.LINE * lines) for at, lines in p.chunks[first:behind].tolist()]
             assert sum(stop - start for start, stop in spans) <= plan.FETCHED
             next_ones = [k for k, level in zip(bound, p.levels, strict=True) if level == phase + 1]
             kept = [(memory.address_of(a), a.nbytes) for k in next_ones for a in k.kept if a.nbytes >= 1024]
             for start, stop in spans:
-                assert stop - start <= plan.CHUNK_LINES * run.LINE
+                assert stop - start <= plan.CHUNK_LINES * memory.LINE
                 assert any(at <= start and stop <= at + size for at, size in kept)
             if sum(size for _, size in kept) <= plan.FETCHED:
                 assert sum(stop - start for start, stop in spans) == sum(size // 64 * 64 for _, size in kept)

@@ -60,7 +60,7 @@ class Weights:
     """Weights packed for one path.
 
     weight [O, K], 8 bits; bias [O], 32 bits; column_shift [K], 0 .. 15; columns [padded]: the output in each column of
-    the packed weights, -1 for none; half [padded]: rounding constants, if `finished_tile` is to be used.
+    the packed weights, -1 for none; half [padded]: rounding constants, if `finished_64` or `finished_16` is to be used.
     """
 
     def __init__(
@@ -321,17 +321,17 @@ def place(builder: Any, address: Any, offset: int, kind: Any) -> Any:
     return builder.inttoptr(builder.add(address, ir.Constant(I64, offset)), kind.as_pointer())
 
 
-def _tile(path: str, vectors: int) -> Any:
+def _tile(path: str, vectors: int, height: int = ROWS) -> Any:
     @intrinsic
     def tile(
         typing: Any, x: Any, w: Any, w_stride: Any, depth: Any, ends: Any, groups: Any, start: Any, out: Any
     ) -> Any:  # fmt: skip
-        """Sums to the address `out`, int32 [ROWS, 16 * vectors]."""
+        """Sums to the address `out`, int32 [height, 16 * vectors]."""
 
         def generate(context: Any, builder: Any, sig: Any, args: Any) -> Any:
             if path in cpu.available():
                 *given, out = args
-                for (r, q, half), total in _sums(builder, path, vectors, given).items():
+                for (r, q, half), total in _sums(builder, path, vectors, given, height=height).items():
                     value = builder.load(total)
                     builder.store(value, place(builder, out, 64 * (r * vectors + q) + 32 * half, value.type), align=4)
             return context.get_dummy_value()
@@ -376,99 +376,99 @@ def finish_row(
                 builder.store(word, place(builder, target, 64 * i, I32X16), align=1)
 
 
-def _finished_64(height: int) -> Any:
-    @intrinsic
-    def finished(
-        typing: Any, x: Any, w: Any, w_stride: Any, depth: Any, ends: Any, groups: Any, start: Any, lefts: Any,
-        bias: Any, shift: Any, low: Any, high: Any, size: Any, rows: Any, out: Any, out_stride: Any,
-    ) -> Any:  # fmt: skip
-        """A tile of 64 outputs, requantized without leaving the registers: `rows` rows to the address `out`.
+def add_lefts(builder: Any, sums: dict[tuple[int, int, int], Any], lefts: Any, bias: Any) -> None:
+    """Emits the left shift of each row's sums and the addition of the bias, if `lefts` is not 0 (see finished_64)."""
+    with builder.if_then(builder.icmp_signed("!=", lefts, ir.Constant(I64, 0))):
+        for (r, q, half), total in sums.items():
+            left = builder.load(place(builder, lefts, 8 * r, I64), align=8)
+            value = shift_left(builder, builder.load(total), left)
+            more = builder.load(place(builder, bias, 64 * q + 32 * half, value.type), align=4)
+            builder.store(builder.add(value, more), total)
 
-        lefts: address of int64 [height], a left shift for each row, after which bias, with the rounding constant, an
-        address of int32 [64], is added; or 0: the sums' first values include it.  shift: address of int32 [64]; size:
-        bytes of an output, 1 or 2; out_stride: bytes from row to row.
-        """
 
-        def generate(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-            if "avx512vnni" not in cpu.available():
-                return context.get_dummy_value()
+@intrinsic
+def finished_64(
+    typing: Any, x: Any, w: Any, w_stride: Any, depth: Any, ends: Any, groups: Any, start: Any, lefts: Any,
+    bias: Any, shift: Any, low: Any, high: Any, size: Any, rows: Any, out: Any, out_stride: Any,
+) -> Any:  # fmt: skip
+    """A tile of 64 outputs, requantized without leaving the registers: `rows` rows, 1 .. ROWS, to the address `out`.
+
+    lefts: address of int64 [ROWS], a left shift for each row, after which bias, with the rounding constant, an address
+    of int32 [64], is added; or 0: the sums' first values include it.  shift: address of int32 [64]; size: bytes of an
+    output, 1 or 2; out_stride: bytes from row to row.
+    """
+
+    def generate(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        if "avx512vnni" not in cpu.available():
+            return context.get_dummy_value()
+        lefts, bias, shift, low, high, size, rows, out, out_stride = args[7:]
+
+        def emit(height: int) -> None:
             sums = _sums(builder, "avx512vnni", WIDEST, args[:7], pairs=True, height=height)
-            lefts, bias, shift, low, high, size, rows, out, out_stride = args[7:]
-            with builder.if_then(builder.icmp_signed("!=", lefts, ir.Constant(I64, 0))):
-                for r in range(height):
-                    left = builder.load(place(builder, lefts, 8 * r, I64), align=8)
-                    for q in range(WIDEST):
-                        value = shift_left(builder, builder.load(sums[r, q, 0]), left)
-                        builder.store(add_bias(builder, value, bias, q), sums[r, q, 0])
+            add_lefts(builder, sums, lefts, bias)
             for r in range(height):
                 with builder.if_then(builder.icmp_signed("<", ir.Constant(I64, r), rows)):
                     values = [builder.load(sums[r, q, 0]) for q in range(WIDEST)]
                     target = builder.add(out, builder.mul(out_stride, ir.Constant(I64, r)))
                     finish_row(builder, values, shift, low, high, size, target)
-            return context.get_dummy_value()
 
-        return types.void(*[types.int64] * 16), generate
+        with builder.if_else(builder.icmp_signed(">", rows, ir.Constant(I64, HALF))) as (whole, half):
+            with whole:
+                emit(ROWS)
+            with half:
+                emit(HALF)
+        return context.get_dummy_value()
 
-    return finished
-
-
-finished_tile, finished_half = _finished_64(ROWS), _finished_64(HALF)
-
-
-def _finished_16(path: str) -> Any:
-    @intrinsic
-    def finished(
-        typing: Any, x: Any, w: Any, depth: Any, ends: Any, groups: Any, start: Any, lefts: Any, bias: Any, shift: Any,
-        low: Any, high: Any, size: Any, rows: Any, out: Any, out_stride: Any,
-    ) -> Any:  # fmt: skip
-        """As `finished_tile`, for 16 outputs in registers of 256 bits."""
-
-        def generate(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-            if path not in cpu.available():
-                return context.get_dummy_value()
-            x, w, depth, ends, groups, start, lefts, bias, shift, low, high, size, rows, out, out_stride = args
-            given = [x, w, ir.Constant(I64, 0), depth, ends, groups, start]
-            sums = _sums(builder, path, 1, given, pairs=True)
-            with builder.if_then(builder.icmp_signed("!=", lefts, ir.Constant(I64, 0))):
-                for (r, _, half), total in sums.items():
-                    left = builder.load(place(builder, lefts, 8 * r, I64), align=8)
-                    value = shift_left(builder, builder.load(total), left)
-                    more = builder.load(place(builder, bias, 32 * half, I32X8), align=4)
-                    builder.store(builder.add(value, more), total)
-            limits = [splat_value(builder, builder.trunc(limit, I16), I16X16) for limit in (low, high)]
-            parts = [ir.Constant(ir.VectorType(I32, 8), list(range(at, at + 8))) for at in (0, 8)]
-            for r in range(ROWS):
-                with builder.if_then(builder.icmp_signed("<", ir.Constant(I64, r), rows)):
-                    shifted = []
-                    for half in range(2):
-                        count = builder.load(place(builder, shift, 32 * half, I32X8), align=4)
-                        total = builder.load(sums[r, 0, half])
-                        shifted.append(call(builder, "llvm.x86.avx2.psrav.d.256", I32X8, total, count))
-                    words = call(builder, "llvm.x86.avx2.packssdw", I16X16, *shifted)  # 0-3, 8-11, 4-7, 12-15
-                    words = clamp_value(builder, words, *limits)
-                    target = builder.add(out, builder.mul(out_stride, ir.Constant(I64, r)))
-                    with builder.if_else(builder.icmp_signed("==", size, ir.Constant(I64, 1))) as (bytes_, whole):
-                        with bytes_:
-                            both = [builder.shuffle_vector(words, words, part) for part in parts]
-                            kind = ir.VectorType(I8, 16)
-                            packed = call(builder, "llvm.x86.sse2.packsswb.128", kind, *both)
-                            packed = builder.bitcast(packed, ir.VectorType(I32, 4))
-                            order = ir.Constant(ir.VectorType(I32, 4), [0, 2, 1, 3])
-                            packed = builder.shuffle_vector(packed, packed, order)
-                            builder.store(packed, place(builder, target, 0, packed.type), align=1)
-                        with whole:
-                            order = ir.Constant(ir.VectorType(I32, 4), [0, 2, 1, 3])
-                            quarters = builder.bitcast(words, ir.VectorType(I64, 4))
-                            quarters = builder.shuffle_vector(quarters, quarters, order)
-                            builder.store(quarters, place(builder, target, 0, quarters.type), align=1)
-            return context.get_dummy_value()
-
-        return types.void(*[types.int64] * 15), generate
-
-    return finished
+    return types.void(*[types.int64] * 16), generate
 
 
-finished_16, finished_pairs_16 = _finished_16("avxvnni"), _finished_16("avx2")
+@intrinsic
+def finished_16(
+    typing: Any, path: Any, x: Any, w: Any, depth: Any, ends: Any, groups: Any, start: Any, lefts: Any, bias: Any,
+    shift: Any, low: Any, high: Any, size: Any, rows: Any, out: Any, out_stride: Any,
+) -> Any:  # fmt: skip
+    """As `finished_64`, for 16 outputs in registers of 256 bits; path: 2 or 3, in `cpu.PATHS`."""
+
+    def generate(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        path, *rest = args
+        for name in cpu.NARROW:
+            if name in cpu.available():
+                with builder.if_then(builder.icmp_signed("==", path, ir.Constant(I64, cpu.PATHS.index(name)))):
+                    _finish_16(builder, name, rest)
+        return context.get_dummy_value()
+
+    return types.void(*[types.int64] * 16), generate
+
+
+def _finish_16(builder: Any, path: str, args: list[Any]) -> None:
+    """Emits `finished_16` for a path."""
+    x, w, depth, ends, groups, start, lefts, bias, shift, low, high, size, rows, out, out_stride = args
+    sums = _sums(builder, path, 1, [x, w, ir.Constant(I64, 0), depth, ends, groups, start], pairs=True)
+    add_lefts(builder, sums, lefts, bias)
+    limits = [splat_value(builder, builder.trunc(limit, I16), I16X16) for limit in (low, high)]
+    parts = [ir.Constant(ir.VectorType(I32, 8), list(range(at, at + 8))) for at in (0, 8)]
+    for r in range(ROWS):
+        with builder.if_then(builder.icmp_signed("<", ir.Constant(I64, r), rows)):
+            shifted = []
+            for half in range(2):
+                count = builder.load(place(builder, shift, 32 * half, I32X8), align=4)
+                total = builder.load(sums[r, 0, half])
+                shifted.append(call(builder, "llvm.x86.avx2.psrav.d.256", I32X8, total, count))
+            words = call(builder, "llvm.x86.avx2.packssdw", I16X16, *shifted)  # 0-3, 8-11, 4-7, 12-15
+            words = clamp_value(builder, words, *limits)
+            target = builder.add(out, builder.mul(out_stride, ir.Constant(I64, r)))
+            order = ir.Constant(ir.VectorType(I32, 4), [0, 2, 1, 3])
+            with builder.if_else(builder.icmp_signed("==", size, ir.Constant(I64, 1))) as (bytes_, whole):
+                with bytes_:
+                    both = [builder.shuffle_vector(words, words, part) for part in parts]
+                    packed = call(builder, "llvm.x86.sse2.packsswb.128", ir.VectorType(I8, 16), *both)
+                    packed = builder.bitcast(packed, ir.VectorType(I32, 4))
+                    packed = builder.shuffle_vector(packed, packed, order)
+                    builder.store(packed, place(builder, target, 0, packed.type), align=1)
+                with whole:
+                    quarters = builder.bitcast(words, ir.VectorType(I64, 4))
+                    quarters = builder.shuffle_vector(quarters, quarters, order)
+                    builder.store(quarters, place(builder, target, 0, quarters.type), align=1)
 
 
 @intrinsic
@@ -527,16 +527,18 @@ def piece_offset(builder: Any, i: Any, size: Any) -> Any:
 
 
 zmm_1, zmm_2, zmm_3, zmm_4 = (_tile("avx512vnni", n) for n in (1, 2, 3, 4))
+zmm_4_half = _tile("avx512vnni", 4, HALF)
 ymm_1 = _tile("avxvnni", 1)
 pairs_1 = _tile("avx2", 1)
 plain_2, plain_1 = _tile("plain", 2), _tile("plain", 1)
 
 
 @kernel
-def products(w, x, first, out):
-    """Sums of ROWS packed rows at the address x with the vectors first .. of the weights, to the address `out`.
+def products(w, x, rows, first, out):
+    """Sums of `rows` packed rows at the address x with the vectors first .. of the weights, to the address `out`.
 
-    Returns the number of vectors done: out is int32 [ROWS, 16 * number].
+    rows: 1 .. ROWS; of the others up to ROWS may be anything.  Returns the number of vectors done: out is int32 [ROWS,
+    16 * number].
     """
     path, depth = w[PATH], w[DEPTH]
     left = w[VECTORS] - first
@@ -546,7 +548,10 @@ def products(w, x, first, out):
     ends, groups = w[ENDS], w[GROUPS]
     if path == 1:
         if left >= 4:
-            zmm_4(x, packed, stride, depth, ends, groups, start, out)
+            if rows > HALF:
+                zmm_4(x, packed, stride, depth, ends, groups, start, out)
+            else:
+                zmm_4_half(x, packed, stride, depth, ends, groups, start, out)
             return 4
         if left == 3:
             zmm_3(x, packed, stride, depth, ends, groups, start, out)

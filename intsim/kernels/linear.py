@@ -17,7 +17,6 @@ from intsim.kernels.dot import (
     DEPTH,
     ENDS,
     GROUPS,
-    HALF,
     INPUTS,
     PACKED,
     PATH,
@@ -28,14 +27,12 @@ from intsim.kernels.dot import (
     WIDEST,
     Weights,
     finished_16,
-    finished_half,
-    finished_pairs_16,
-    finished_tile,
+    finished_64,
     pack_rows,
     products,
     rows_of,
 )  # fmt: skip
-from intsim.kernels.memory import int8_at, int32_at, int64_at
+from intsim.kernels.memory import LINE, int8_at, int32_at, int64_at
 from intsim.kernels.requantize import DOUBLE, Requantize, half_lanes, requantize_lanes, store_lanes
 from intsim.kernels.tiles import (
     BLOCK_TILE,
@@ -129,7 +126,7 @@ class Linear(Kernel):
         return ("acc",)
 
 
-LEFTS, SUMS = -(-8 * BLOCK // BYTES) * BYTES, TALL * 2 * BYTES * WIDEST  # bytes of scratch
+LEFTS, SUMS = -(-8 * BLOCK // LINE) * LINE, TALL * 2 * BYTES * WIDEST  # bytes of scratch
 X, ROW_SHIFT, PERIOD, SHIFT, ROUNDED_BIAS, MODE, ACC, WIDTH, PATCHES, SEGMENTS = range(ARGUMENTS, ARGUMENTS + 10)
 FIRST, COLUMNS, OUT, SIZE, LOW, HIGH, NARROW, BEGIN = range(SEGMENT)
 
@@ -194,38 +191,27 @@ def linear_block(a, x, first, rows, scratch):
         if a[PATH] == 1 and whole_block(a, segment, column, WIDE_BLOCK):
             at, bias, shift = a[PACKED] + vector * weights, a[ROUNDED_BIAS] + vector * 64, a[SHIFT] + vector * 64
             for r in range(0, rows, ROWS):
-                x_row, left, many = packed + r * stride, lefts + 8 * r if apart else 0, min(ROWS, rows - r)
-                if many > HALF:
-                    finished_tile(
-                        x_row, at, weights, a[DEPTH], a[ENDS], a[GROUPS], start + vector * 64, left, bias, shift,
-                        a[segment + LOW], a[segment + HIGH], size, many, target + r * width * size, width * size,
-                    )  # fmt: skip
-                else:
-                    finished_half(
-                        x_row, at, weights, a[DEPTH], a[ENDS], a[GROUPS], start + vector * 64, left, bias, shift,
-                        a[segment + LOW], a[segment + HIGH], size, many, target + r * width * size, width * size,
-                    )  # fmt: skip
+                finished_64(
+                    packed + r * stride, at, weights, a[DEPTH], a[ENDS], a[GROUPS], start + vector * 64,
+                    lefts + 8 * r if apart else 0, bias, shift, a[segment + LOW], a[segment + HIGH], size,
+                    min(ROWS, rows - r), target + r * width * size, width * size,
+                )  # fmt: skip
             vector += WIDEST
         elif 2 <= a[PATH] <= 3 and whole_block(a, segment, column, NARROW_BLOCK):
             at, bias, shift = a[PACKED] + vector * weights, a[ROUNDED_BIAS] + vector * 64, a[SHIFT] + vector * 64
             for r in range(0, rows, ROWS):
-                x_row, left, many = packed + r * stride, lefts + 8 * r if apart else 0, min(ROWS, rows - r)
-                if a[PATH] == 2:
-                    finished_16(
-                        x_row, at, a[DEPTH], a[ENDS], a[GROUPS], start + vector * 64, left, bias, shift,
-                        a[segment + LOW], a[segment + HIGH], size, many, target + r * width * size, width * size,
-                    )  # fmt: skip
-                else:
-                    finished_pairs_16(
-                        x_row, at, a[DEPTH], a[ENDS], a[GROUPS], start + vector * 64, left, bias, shift,
-                        a[segment + LOW], a[segment + HIGH], size, many, target + r * width * size, width * size,
-                    )  # fmt: skip
+                finished_16(
+                    a[PATH], packed + r * stride, at, a[DEPTH], a[ENDS], a[GROUPS], start + vector * 64,
+                    lefts + 8 * r if apart else 0, bias, shift, a[segment + LOW], a[segment + HIGH], size,
+                    min(ROWS, rows - r), target + r * width * size, width * size,
+                )  # fmt: skip
             vector += 1
         else:
             done = 0
             for r in range(0, rows, ROWS):
-                done = products(a, packed + r * stride, vector, sums)
-                finish_tile(a, sums, done, np.int64(1), lefts + 8 * r, vector, done, first + r, min(ROWS, rows - r))
+                many = min(ROWS, rows - r)
+                done = products(a, packed + r * stride, many, vector, sums)
+                finish_tile(a, sums, done, np.int64(1), lefts + 8 * r, vector, done, first + r, many)
             vector += done
 
 

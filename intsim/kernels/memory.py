@@ -22,6 +22,8 @@ from intsim.kernels.vector import I32, I64, call
 from intsim.program import Array
 
 addressof = ctypes.addressof  # of every array of every run: looked up once
+LINE = 64  # bytes of a line of the cache, and of a vector of 512 bits
+
 view: Any = ctypes.c_char.from_buffer  # its stub does not know arrays
 intrinsic: Any = numba_intrinsic  # its stub does not know what it returns
 
@@ -35,9 +37,9 @@ def address_of(array: Any) -> int:
 
 
 def aligned(array: Array) -> Array:
-    """A copy [size] of an array on a 64-byte boundary: a line of the cache, and a vector of 512 bits."""
-    raw = np.empty(array.nbytes + 64, dtype=np.uint8)
-    at = -address_of(raw) % 64
+    """A copy [size] of an array that begins with a line of the cache."""
+    raw = np.empty(array.nbytes + LINE, dtype=np.uint8)
+    at = -address_of(raw) % LINE
     copy = raw[at : at + array.nbytes].view(array.dtype)
     copy[:] = array.reshape(-1)
     return copy

@@ -9,7 +9,7 @@ import numpy as np
 
 from intsim.kernels.base import In
 from intsim.kernels.linear import BLOCK, PATCHES, Linear
-from intsim.kernels.tiles import BYTES
+from intsim.kernels.memory import LINE
 from intsim.program import Array, Operator, Program
 
 
@@ -30,7 +30,7 @@ class PatchEmbed(Linear):
         weight: Array = self.constant("weight", np.int8).reshape(outputs, channels, patch, patch)
         weight = weight.transpose(0, 2, 3, 1).reshape(outputs, inputs)
         self.bind(In("image"), weight, np.zeros(inputs, dtype=np.int64), no_shift, [("out", 0, outputs)])
-        room = -(-BLOCK * inputs // BYTES) * BYTES  # for the pixels of a block of patches, whole cache lines
+        room = -(-BLOCK * inputs // LINE) * LINE  # for the pixels of a block of patches, whole cache lines
         self.numbers[PATCHES] = room
         self.numbers += [patch, stride, across, self.tokens, height, width, channels]
         self.row_cost += inputs

@@ -7,7 +7,7 @@ import numpy as np
 
 from intsim.arithmetic import limits
 from intsim.kernels import vector as v
-from intsim.kernels.common import kernel, round_shift, saturate
+from intsim.kernels.common import kernel
 from intsim.kernels.memory import int8_at, int16_at, int32_at
 from intsim.program import Array, Tensor
 
@@ -44,13 +44,18 @@ def half_lanes(s, mode):
 def round_lanes(x, s, half, mode):
     """round_shift(x, s) for 0 <= s <= 31, half = half_lanes(s, mode); x + half must fit 32 bits."""
     y = v.add(x, half)
-    if mode > 1:  # half_away, half_even: some ties go down
-        one = v.splat(np.int32(1))
-        away = v.bit_and(v.splat(np.int32((mode >> 1) & 1)), v.ashr(x, v.splat(np.int32(31))))
-        floor = v.bit_xor(v.ashr(x, s), v.splat(np.int32(-1)))
-        tie = v.bit_or(away, v.bit_and(v.splat(np.int32((mode >> 2) & 1)), floor))
-        y = v.sub(y, v.bit_and(tie, v.minimum(s, one)))
+    if mode > 1:
+        y = v.sub(y, ties_down(x, s, mode))
     return v.ashr(y, s)
+
+
+@kernel
+def ties_down(x, s, mode):
+    """1 where a tie of x at this shift would go down (half_away, half_even), 0 elsewhere and for s = 0."""
+    away = v.bit_and(v.splat(np.int32((mode >> 1) & 1)), v.ashr(x, v.splat(np.int32(31))))
+    floor = v.bit_xor(v.ashr(x, s), v.splat(np.int32(-1)))
+    tie = v.bit_or(away, v.bit_and(v.splat(np.int32((mode >> 2) & 1)), floor))
+    return v.bit_and(tie, v.minimum(s, v.splat(np.int32(1))))
 
 
 @kernel
@@ -60,14 +65,20 @@ def clamp_lanes(x, low, high):
 
 @kernel
 def wide_lanes(x, s, low, high, mode):
-    """saturate(round_shift(x, s)) in 64 bits, for shifts -31 .. 31."""
-    values = np.empty(16, dtype=np.int32)
-    shifts = np.empty(16, dtype=np.int32)
-    v.store_int32(values, 0, x)
-    v.store_int32(shifts, 0, s)
-    for i in range(16):
-        values[i] = saturate(round_shift(np.int64(values[i]), np.int64(shifts[i]), mode), low, high)
-    return v.load_int32(values, 0)
+    """saturate(round_shift(x, s)) as in 64 bits, for any x and shifts -31 .. 31."""
+    zero, one, sign = v.splat(np.int32(0)), v.splat(np.int32(1)), v.splat(np.int32(31))
+    right, left = v.maximum(s, zero), v.maximum(v.sub(zero, s), zero)
+    # the floor, plus 1 if what it leaves out is at least half of a unit, without a sum that would need 33 bits
+    floor = v.ashr(x, right)
+    rest = v.sub(v.sub(x, v.shl(floor, right)), ties_down(x, right, mode))
+    below = v.lshr(v.sub(v.shl(one, right), one), one)  # the most that is less than half
+    up = v.bit_and(v.lshr(v.sub(below, rest), sign), v.splat(np.int32(mode & 1)))
+    x = v.add(floor, up)
+    y = v.shl(x, left)
+    lost = v.bit_xor(v.ashr(y, left), x)  # not 0 where 32 bits are not enough: then what the sign says
+    beyond = v.ashr(v.bit_or(lost, v.sub(zero, lost)), sign)
+    extreme = v.bit_xor(v.ashr(x, sign), v.splat(np.int32(0x7FFFFFFF)))
+    return clamp_lanes(v.bit_xor(y, v.bit_and(v.bit_xor(y, extreme), beyond)), low, high)
 
 
 @kernel

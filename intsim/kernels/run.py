@@ -22,6 +22,7 @@ from intsim.kernels.gate import gate
 from intsim.kernels.insert_token import insert_token
 from intsim.kernels.linear import linear
 from intsim.kernels.memory import (
+    LINE,
     acquire,
     address_of,
     current_cpu,
@@ -58,7 +59,7 @@ SEATS = MAY + CPUS  # where the first thread's place begins
 SEAT = 8 + CPUS  # from thread to thread
 ASLEEP, LOCK, NUMBER, FREE = 1, 2, 3, 8  # places in a thread's place
 DISMISS = -1  # in place of a thread
-CHUNK, LINE = 16, 64  # bytes of a chunk of the memory to be fetched (two int64), and of a line of the cache
+CHUNK = 16  # bytes of a chunk of the memory to be fetched: two int64
 THREADS, STEPS, BEGINS, CHAINS, TASKS, PHASES, LEVELS, MARKS, AHEAD, SCRATCH = range(10)  # places in a ticket
 
 

@@ -160,7 +160,7 @@ def _finished(planes: int) -> Any:
         typing: Any, sums: Any, lefts: Any, bias: Any, shift: Any, low: Any, high: Any, size: Any, rows: Any, out: Any,
         out_stride: Any,
     ) -> Any:  # fmt: skip
-        """The requantization of dot.finished_tile, of sums at an address, int32 [rows, 4, planes, 16]."""
+        """The requantization of dot.finished_64, of sums at an address, int32 [rows, 4, planes, 16]."""
 
         def generate(context: Any, builder: Any, sig: Any, args: Any) -> Any:
             if not cpu.has_tiles():

@@ -133,9 +133,7 @@ def write_y(a, start, block, row, first, count, u, width, sums):
     y_shift = v.load_int32(int32_at(a[Y_SHIFT], start + 16), start)
     d = v.load_int32(int32_at(a[D], start + 16), start)
     low, high = a[Y_LOW], a[Y_HIGH]
-    row_shift = y_row_shift[0]
-    shift = v.add(y_shift, v.splat(np.int32(row_shift)))
-    half = half_lanes(shift, mode)
+    row_shift, shift, half = np.int64(1 << 20), y_shift, y_shift  # of no token
     for k in range(count):
         factor = v.load_int8(int8_at(u + width * k, 16), 0)
         sum_ = v.shift_left(v.load_int32(sums, 16 * k), v.splat(np.int32(token_shift[k])))
